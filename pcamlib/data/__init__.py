@@ -1,0 +1,1 @@
+"""Data: official layout -> Patches -> batches."""

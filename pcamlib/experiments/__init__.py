@@ -1,0 +1,1 @@
+"""Experiments that notebooks call: each returns plain tables and arrays."""

@@ -1,0 +1,1 @@
+"""Jobs: notebooks executed headlessly."""
