@@ -22,8 +22,17 @@ _COURSE = {
     "ExperimentTracker": "pcamlib.training.course",
 }
 
-__all__ = ["MLP", "ExperimentTracker", "PCAMDataset", "Trainer", "__version__", "get_dataloaders", "load_config",
-           "seed_everything", "setup_logger"]
+__all__ = [
+    "MLP",
+    "ExperimentTracker",
+    "PCAMDataset",
+    "Trainer",
+    "__version__",
+    "get_dataloaders",
+    "load_config",
+    "seed_everything",
+    "setup_logger",
+]
 
 
 def __getattr__(name: str) -> Any:

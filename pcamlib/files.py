@@ -54,7 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield part
             with open(part, "rb") as handle:
                 os.fsync(handle.fileno())
-            os.replace(part, path)
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:

@@ -36,7 +36,9 @@ def now() -> str:
 def git(*arguments: str, root: Path = ROOT) -> str | None:
     """Output of a git command in `root`, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
@@ -70,7 +72,9 @@ def has_amx() -> bool:
 
 def capability() -> str:
     """Instruction sets that kernels choose by: torch's own, AMX, and the variables that override them."""
-    overrides = [f"{k}={os.environ[k]}" for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR") if k in os.environ]
+    overrides = [
+        f"{k}={os.environ[k]}" for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR") if k in os.environ
+    ]
     return " ".join([torch.backends.cpu.get_cpu_capability(), *(["AMX"] if has_amx() else []), *overrides])
 
 
