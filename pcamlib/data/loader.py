@@ -1,0 +1,160 @@
+"""Batches by one gather from the memory map: no per-item Python, no worker processes.
+
+`index_select` copies the rows of a batch with all threads at about the speed of memory (`benchmarks/loader.py`);
+worker processes would only add a copy. The position is two integers, so a stopped epoch goes on at the next batch.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pcamlib.data.augment import augment
+from pcamlib.data.layout import PATCH_BYTES, SIDE
+from pcamlib.data.patches import Patches
+from pcamlib.data.sampling import order
+from pcamlib.errors import CheckpointError, DataError
+
+_RESIDENT_LIMIT = 64 << 20  # mapped bytes touched before they are given back; 3 % slower than never
+
+
+class Batch(NamedTuple):
+    """images: (B, 3, S, S) uint8 in channels_last memory; labels: (B,) int64; rows: (B,) int64 rows of the split."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: np.ndarray
+
+
+class Loader:
+    """Iterates over one epoch at a time; the next `iter` goes on where the last one stopped.
+
+    Args:
+        patches: an opened split, with labels.
+        rows: (M,) rows to use; None: all valid ones.
+        batch_size: patches a batch; the last one of an epoch may be smaller.
+        sampler: "shuffle", "balanced", or "sequential" (evaluation).
+        seed: keys order and augmentation.
+        augmentations: names for `augment.augment`.
+        strength: of the stain jitter.
+        crop: side of the centre square to return.
+        device: where batches go.
+        pin: copy through page-locked memory (a CUDA device only).
+        resident: keep all used patches in the device's memory; a batch is then an index on the device.
+    """
+
+    def __init__(
+        self,
+        patches: Patches,
+        rows: np.ndarray | None = None,
+        *,
+        batch_size: int = 128,
+        sampler: str = "shuffle",
+        seed: int = 0,
+        augmentations: Sequence[str] = (),
+        strength: float = 0.05,
+        crop: int = SIDE,
+        device: str | torch.device = "cpu",
+        pin: bool = False,
+        resident: bool = False,
+    ) -> None:
+        if patches.labels is None:
+            raise DataError(f"{patches.stored.path}: this split has no labels; it can be predicted, not trained on")
+        self.rows = patches.rows() if rows is None else np.asarray(rows, np.int64)
+        if len(self.rows) == 0:
+            raise DataError(f"{patches.stored.path}: no valid patch is left to load")
+        self.patches, self.batch_size, self.sampler, self.seed = patches, batch_size, sampler, seed
+        self.augmentations, self.strength, self.crop = tuple(augmentations), strength, crop
+        self.device, self.pin, self.resident = torch.device(device), pin, resident
+        self.epoch = 0
+        self.position = 0
+        self._labels = patches.labels[self.rows]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "not writable": the map is read-only on purpose
+            self._flat = torch.from_numpy(patches.images).view(len(patches), PATCH_BYTES)
+        self._touched = 0
+        if resident:
+            self._flat = self._flat[torch.from_numpy(self.rows)].to(self.device)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        positions = self.order()
+        while self.position < len(positions):
+            chosen = positions[self.position : self.position + self.batch_size]
+            self.position += len(chosen)
+            epoch = self.epoch
+            if self.position >= len(positions):  # before the yield: a checkpoint taken now points at the next epoch
+                self.epoch, self.position = epoch + 1, 0
+                yield self._batch(chosen, epoch)
+                return
+            yield self._batch(chosen, epoch)
+
+    def order(self) -> np.ndarray:
+        """(M,) positions into `rows` in this epoch's order."""
+        if self.sampler == "sequential":
+            return np.arange(len(self.rows))
+        return order(self.sampler, self._labels, self.seed, self.epoch)
+
+    def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
+        rows = self.rows[chosen]
+        labels = torch.from_numpy(self._labels[chosen].astype(np.int64))
+        images = self.gather(chosen).view(-1, SIDE, SIDE, 3)
+        edge = (SIDE - self.crop) // 2
+        images = images[:, edge : edge + self.crop, edge : edge + self.crop]
+        images = augment(images.contiguous(), self.augmentations, self.seed, epoch, rows, self.strength)
+        images = images.permute(0, 3, 1, 2)  # NHWC bytes are NCHW in channels_last: no copy
+        if self.device.type != "cpu":
+            images, labels = self._send(images), self._send(labels)
+        return Batch(images, labels, rows)
+
+    def gather(self, chosen: np.ndarray) -> torch.Tensor:
+        """(B, 27648) uint8: the patches at positions `chosen` of `rows`."""
+        if self.resident:
+            return self._flat.index_select(0, torch.from_numpy(chosen).to(self.device))
+        flat = self._flat.index_select(0, torch.from_numpy(self.rows[chosen]))
+        self._touched += flat.numel()
+        if self._touched > _RESIDENT_LIMIT:  # pages stay in the system's cache but leave this process's memory
+            self._touched = 0
+            mapped = getattr(self.patches.images, "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return flat
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device == self.device:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.pin else tensor.to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from; JSON-able."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "seed": self.seed,
+            "sampler": self.sampler,
+            "rows": len(self.rows),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next batch is the very same.
+
+        Raises:
+            CheckpointError: the state was taken with another seed, order, batch size or number of patches.
+        """
+        mine = self.state_dict()
+        for key in ("seed", "sampler", "rows", "batch_size"):
+            if state.get(key) != mine[key]:
+                raise CheckpointError(
+                    f"the loader's {key} was {state.get(key)!r} and is {mine[key]!r}: not the same epoch"
+                )
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])

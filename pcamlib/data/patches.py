@@ -1,0 +1,132 @@
+"""Patches: one split, opened with one call, whatever its file looks like.
+
+patches = open_split("DIR", "train")          # memory-mapped uint8 (N, 96, 96, 3), labels, flags
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcamlib.data import convert
+from pcamlib.data.layout import PATCH_SHAPE, Stored, find, inspect, read_labels
+from pcamlib.errors import DataError
+from pcamlib.files import digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Patches:
+    """One split of PCam.
+
+    Attributes:
+        images: (N, 96, 96, 3) uint8, memory-mapped read-only.
+        labels: (N,) uint8, 0 or 1 (1: tumour in the centre 32x32); None where the split has no y file.
+        stored: how the source lies on disk.
+    """
+
+    split: str
+    images: np.ndarray
+    labels: np.ndarray | None
+    stored: Stored
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def synthetic(self) -> dict[str, Any] | None:
+        """The generator's settings where the file was generated; None for real tissue."""
+        return self.stored.synthetic
+
+    @cached_property
+    def _scan(self) -> convert.Scan:
+        return convert.scan(self.stored, log.info)
+
+    @property
+    def flags(self) -> np.ndarray:
+        """(N,) uint8, bits of `convert.FLAGS`; computed in one pass on first use, then cached on disk."""
+        return self._scan.flags
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(N,) bool: no NaN, nothing out of 0..255, neither all black nor all white."""
+        return self.flags == 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over pixels, flags and labels: equal content, equal fingerprint, wherever the file lies."""
+        labels = None if self.labels is None else digest(self.labels.tolist())
+        return digest([self._scan.pixels, digest(self.flags.tolist()), labels])
+
+    def rows(self, drop: list[str] | None = None, limit: int | None = None) -> np.ndarray:
+        """Row numbers that carry none of the flags in `drop` (None: all four), the first `limit` of them.
+
+        Returns:
+            (M,) int64, ascending.
+        """
+        mask = sum(convert.FLAGS[name] for name in (convert.FLAGS if drop is None else drop))
+        return np.flatnonzero((self.flags & mask) == 0)[:limit]
+
+
+def open_split(folder: str | Path, split: str, *, labels: bool | None = None) -> Patches:
+    """Open one split of the official layout.
+
+    Args:
+        folder: where the official files lie.
+        split: "train", "valid" or "test".
+        labels: whether a y file must exist; None: for train and valid, not for test (the course hands out none).
+
+    Raises:
+        DataError: a missing, truncated or odd file; x and y of different length; labels other than 0 and 1.
+    """
+    path = find(folder, split, "x")
+    try:
+        y = read_labels(convert.unpack(find(folder, split, "y")))
+    except DataError as error:
+        if labels or (labels is None and split != "test") or "missing" not in str(error):
+            raise
+        y = None
+    stored = inspect(convert.unpack(path), "x")
+    if y is not None and len(y) != stored.shape[0]:
+        raise DataError(
+            f"{path}: {stored.shape[0]:,} patches but {len(y):,} labels in the y file; they must match row by row"
+        )
+    if stored.offset is not None and stored.dtype == np.uint8:
+        return Patches(split, stored.map(), y, stored)
+    found = convert.scan(stored, log.info)
+    assert found.converted is not None
+    images = np.memmap(found.converted, np.uint8, "r", shape=(stored.shape[0], *PATCH_SHAPE))
+    patches = Patches(split, images, y, stored)
+    patches.__dict__["_scan"] = found
+    return patches
+
+
+def sample(patches: Patches, most: int) -> np.ndarray:
+    """Up to `most` valid row numbers, evenly spaced, for statistics that need not read everything."""
+    rows = patches.rows()
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
+def channel_statistics(patches: Patches, most: int = 8192) -> dict[str, Any]:
+    """Mean and standard deviation of each colour channel, 0..255, over up to `most` valid patches.
+
+    Returns:
+        dict with `mean` and `std` (three floats each), `n` (patches read) and `split`. Only the train split's may
+        normalise a model: anything else leaks.
+    """
+    rows = sample(patches, most)
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(rows), 256):
+        block = patches.images[rows[start : start + 256]].reshape(-1, 3)
+        for channel in range(3):
+            counts[channel] += np.bincount(block[:, channel], minlength=256)
+    levels = np.arange(256)
+    mean = counts @ levels / counts.sum(1)
+    std = np.sqrt(counts @ levels**2 / counts.sum(1) - mean**2)
+    return {"mean": mean.tolist(), "std": std.tolist(), "n": len(rows), "split": patches.split}

@@ -1,0 +1,211 @@
+"""The training loop: one function that starts or resumes a run, bitwise the same either way.
+
+    pcam train --recipe cnn --data DIR --out runs/first
+    pcam resume runs/first
+
+What a step computes depends on (seed, step) and the promised environment alone: order and augmentation are keyed,
+the learning rate is a function of progress, dropout's generator is in the checkpoint. With `train.time_limit` the
+schedule follows the clock, so such a run is repeatable only to within the seeds' spread; give `train.steps` to fix it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pcamlib import provenance
+from pcamlib.config import Config
+from pcamlib.data.patches import Patches, open_split
+from pcamlib.errors import RunError
+from pcamlib.files import write_json
+from pcamlib.training import checkpoint, metrics, runs
+from pcamlib.training.evaluate import evaluate
+from pcamlib.training.state import Training, load_classifier
+from pcamlib.training.tracking import MetricsFile, wandb_tracker
+
+
+def train(
+    config: Config,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> runs.Run:
+    """Train until the configured end and leave a finished run folder.
+
+    Args:
+        config: the whole configuration; on resume the run folder's own is used by the caller.
+        folder: data folder in the official layout.
+        out: run folder; new, or unfinished with `resume`.
+        report: receives a line at each evaluation.
+        on_step: called after each step and whatever was saved for it.
+
+    Raises:
+        RunError: `out` is taken, in use, or rests on other data; or the loss is not finite.
+    """
+    run = runs.open_run(out) if resume else runs.create(out, config)
+    if run.success:
+        report(f"{run.path}: already finished after {run.success['steps']} steps")
+        return run
+    with run.lock():
+        started = time.monotonic()
+        state = Training(config, folder)
+        record = state.record()
+        if resume:
+            _same_data(run, record)
+            if run.last.exists():
+                state.load(run.last)
+        attempt = runs.begin(run, record)
+        for key, before, after in provenance.difference(run.provenance["attempts"][0], record, runs.HARMLESS):
+            if key.startswith(provenance.PROMISE):
+                report(f"bitwise equality with the first attempt ends here: {key} was {before}, is {after}")
+        report(_banner(state, run))
+        status = "failed"
+        try:
+            _steps(state, run, attempt, started, report, on_step)
+            status = "ok"
+        finally:
+            runs.end(run, status)
+        return run
+
+
+def _banner(state: Training, run: runs.Run) -> str:
+    kind = "SYNTHETIC data" if state.train.synthetic else "real data"
+    weights = sum(p.numel() for p in state.model.parameters())
+    place = f"{state.device} {state.precision}, {torch.get_num_threads()} threads"
+    return (
+        f"{run.path}: {state.config.model.name}, {weights:,} weights, {len(state.loader.rows):,} of "
+        f"{len(state.train):,} train and {len(state.valid):,} valid patches ({kind}), {place}, "
+        f"from step {state.progress.step}"
+    )
+
+
+def _same_data(run: runs.Run, record: dict[str, Any]) -> None:
+    path = run.path / "provenance.json"
+    if not path.exists():  # killed before the first record: nothing rests on the data yet
+        return
+    for split, fingerprint in run.provenance["data"].items():
+        if record["data"][split] != fingerprint:
+            raise RunError(
+                f"{run.path}: the {split} patches are not those that this run began with; give its data folder"
+            )
+
+
+def _steps(
+    state: Training,
+    run: runs.Run,
+    attempt: int,
+    started: float,
+    report: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> None:
+    """Steps, evaluations and checkpoints until the end, then predictions and SUCCESS."""
+    settings, progress = state.config.train, state.progress
+    log = MetricsFile(run.path / "metrics.jsonl", progress.step)
+    copy = wandb_tracker(state.config, run.path, attempt)
+    evaluate_every = settings.evaluate_every or len(state.loader)
+    checkpoint_every = settings.checkpoint_every or evaluate_every
+    earlier, limit = progress.elapsed, settings.time_limit or math.inf
+    state.model.train()
+    over = progress.step >= (state.total or math.inf)
+    while not over:
+        for batch in state.loader:
+            elapsed = earlier + time.monotonic() - started
+            share = max(progress.step / state.total if state.total else 0.0, elapsed / limit)
+            row = state.step(batch, min(share, 1.0))
+            progress.step += 1
+            progress.elapsed = earlier + time.monotonic() - started
+            row = {
+                "step": progress.step,
+                **row,
+                "epoch": state.loader.epoch,
+                "seconds": progress.elapsed,
+                "attempt": attempt,
+            }
+            over = progress.step >= (state.total or math.inf) or progress.elapsed >= limit
+            if progress.step % evaluate_every == 0 or over:
+                row |= _evaluate(state, run)
+                report(_line(row, state))
+                over = over or progress.since_best >= (settings.patience or math.inf)
+            log.log(row)
+            copy.log(row)
+            if progress.step % checkpoint_every == 0 or over:
+                state.save(run.last)
+            on_step(progress.step)
+            if over:
+                break
+    log.close()
+    copy.close()
+    _finish(state, run, report)
+
+
+def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
+    """Point metrics on the validation split; keeps the weights when they are the best so far."""
+    predictions = evaluate(state.model, state.valid, precision=state.precision, device=state.device)
+    point = metrics.scores(predictions.label, predictions.probability, np.ones((1, len(predictions.label))))
+    found = {f"valid_{name}": float(point[name][0]) for name in ("auc", "nll", "accuracy")}
+    score = found["valid_auc"] if state.config.train.select == "auc" else -found["valid_nll"]
+    progress = state.progress
+    progress.evaluations += 1
+    progress.since_best += 1
+    if score > progress.best:
+        progress.best, progress.best_step, progress.since_best = score, progress.step, 0
+        meta = {**state.header(), "step": progress.step, "valid": found, "fingerprint": state.train.fingerprint}
+        checkpoint.save(run.best, checkpoint.join("model", state.model.state_dict()), meta)
+    return found
+
+
+def _line(row: dict[str, Any], state: Training) -> str:
+    end = f"/{state.total}" if state.total else ""
+    return (
+        f"  {row['seconds']:7.1f} s  step {row['step']}{end}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
+        f"valid AUC {row['valid_auc']:.4f}  NLL {row['valid_nll']:.4f}"
+    )
+
+
+def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> None:
+    """Predictions of the best weights, the report computed from them, SUCCESS."""
+    final = checkpoint.weights_digest(state.model)
+    model = load_classifier(run.best)[0].to(state.device)
+    result = run.save_predictions(evaluate(model, state.valid, precision=state.precision, device=state.device))
+    for sentence in result["alarms"]:
+        report(f"  ALARM {sentence}")
+    progress = state.progress
+    summary = {
+        "steps": progress.step,
+        "seconds": progress.elapsed,
+        "weights": final,
+        "best": checkpoint.weights_digest(model),
+    }
+    write_json(run.path / "SUCCESS", {**summary, "best_step": progress.best_step, "evaluations": progress.evaluations})
+    auc = result["metrics"].get("auc")
+    if auc:
+        low, high = auc["interval"]
+        report(f"{run.path}: valid AUC {auc['value']:.4f} ({low:.4f} to {high:.4f}, n = {result['n']:,}), "
+               f"best of {progress.evaluations} evaluations")  # fmt: skip
+
+
+def resume(out: str | Path, folder: str | Path | None = None, **options: Any) -> runs.Run:
+    """Continue an unfinished run with its own configuration and, unless given, its own data folder."""
+    run = runs.open_run(out)
+    config = run.config
+    where = folder or config.data.dir
+    if where is None:
+        raise RunError(f"{out}: the run does not say where its data lie; give --data DIR")
+    return train(config, where, out, resume=True, **options)
+
+
+def open_valid(run: runs.Run, split: str, folder: str | Path | None) -> Patches:
+    """The split that a finished run is to be evaluated on."""
+    where = folder or run.config.data.dir
+    if where is None:
+        raise RunError(f"{run.path}: the run does not say where its data lie; give --data DIR")
+    return open_split(where, split)

@@ -1,0 +1,202 @@
+"""A run is one folder: configuration, provenance, metrics, predictions, checkpoints, and SUCCESS written last.
+
+    RUN/config.yaml  provenance.json  metrics.jsonl  predictions_valid.npz  report_valid.json
+        checkpoints/{last,best}.safetensors  SUCCESS
+
+A folder without SUCCESS did not succeed. Two runs can be compared: the first thing that differs is named.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pcamlib import provenance
+from pcamlib.config import Config, parse, read_yaml
+from pcamlib.errors import RunError
+from pcamlib.files import read_json, write_json, write_text
+from pcamlib.training import checkpoint
+from pcamlib.training.evaluate import Predictions
+from pcamlib.training.tracking import read_metrics
+
+#: Keys of a provenance record that may differ between equal runs.
+HARMLESS = ("started", "command", "slurm", "machine.host", "attempts", "ended", "exit", "code.commit", "code.dirty")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Weights that won on validation."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def success(self) -> dict[str, Any] | None:
+        """What SUCCESS holds (steps, weights digest, seconds), or None for a run that has not succeeded."""
+        path = self.path / "SUCCESS"
+        return read_json(path) if path.exists() else None
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the run was started with."""
+        return parse(read_yaml(self.path / "config.yaml"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The provenance record, with one entry an attempt."""
+        return read_json(self.path / "provenance.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    def predictions(self, split: str = "valid") -> Predictions:
+        """Stored predictions of a split."""
+        return Predictions.load(self.path / f"predictions_{split}.npz")
+
+    def save_predictions(self, predictions: Predictions) -> dict[str, Any]:
+        """Store predictions and the report computed from them; returns the report."""
+        predictions.save(self.path / f"predictions_{predictions.split}.npz")
+        report = predictions.report()
+        write_json(self.path / f"report_{predictions.split}.json", report)
+        return report
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process: two jobs never write the same run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path}: another process is writing this run; wait for it or choose --out"
+                ) from None
+            yield
+
+
+def open_run(path: str | Path) -> Run:
+    """An existing run folder.
+
+    Raises:
+        RunError: no folder, or no run in it.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path}: no run here (no config.yaml); `pcam runs list` shows what there is")
+    return Run(path)
+
+
+def create(path: str | Path, config: Config) -> Run:
+    """A new run folder holding its configuration.
+
+    Raises:
+        RunError: the folder already holds a run.
+    """
+    run = Run(Path(path))
+    if run.success:
+        raise RunError(f"{path}: already holds a finished run; choose another --out")
+    if run.last.exists():
+        raise RunError(f"{path}: already holds an unfinished run; `pcam resume {path}` continues it")
+    write_text(run.path / "config.yaml", config.yaml())
+    return run
+
+
+def list_runs(folder: str | Path) -> list[Run]:
+    """Every run below a folder, by name."""
+    return [Run(path.parent) for path in sorted(Path(folder).rglob("config.yaml"))]
+
+
+def begin(run: Run, record: dict[str, Any]) -> int:
+    """Add an attempt to the provenance; returns its number from 0."""
+    path = run.path / "provenance.json"
+    whole = read_json(path) if path.exists() else {**record, "attempts": []}
+    whole["attempts"].append({**record, "ended": None, "exit": None})
+    write_json(path, whole)
+    return len(whole["attempts"]) - 1
+
+
+def end(run: Run, status: str) -> None:
+    """Note how the latest attempt ended."""
+    whole = run.provenance
+    whole["attempts"][-1].update(ended=provenance.now(), exit=status)
+    write_json(run.path / "provenance.json", whole)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that differs: `kind` is config, provenance, metrics or weights."""
+
+    kind: str
+    what: str
+    a: Any
+    b: Any
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}: {self.a} | {self.b}"
+
+
+def diff(a: Run, b: Run) -> list[Difference]:
+    """What differs between two runs, causes before effects; empty when they are bitwise equal.
+
+    Causes: the configuration, then the six promised keys of provenance, then the rest of it. Effects: the first step
+    whose metrics differ, then every tensor of the last checkpoint, worst first. A resumed attempt counts with the
+    environment it ran in.
+    """
+    ignore = ("data.dir", "tracking")
+    causes = provenance.difference(a.config.model_dump(), b.config.model_dump(), ignore)
+    found = [Difference("config", *item) for item in causes]
+    first, second = a.provenance["attempts"], b.provenance["attempts"]
+    for number in range(max(len(first), len(second))):
+        left, right = first[min(number, len(first) - 1)], second[min(number, len(second) - 1)]
+        for item in provenance.difference(left, right, (*HARMLESS, "config")):
+            if (entry := Difference("provenance", *item)) not in found:
+                found.append(entry)
+    return found + _metric_difference(a, b) + _weight_difference(a, b)
+
+
+def _metric_difference(a: Run, b: Run) -> list[Difference]:
+    left, right = (
+        [{k: v for k, v in row.items() if k not in ("seconds", "attempt")} for row in r.metrics()] for r in (a, b)
+    )
+    for one, other in zip(left, right, strict=False):
+        for key in {**one, **other}:
+            if one.get(key) != other.get(key):
+                return [Difference("metrics", f"step {one['step']} {key}", one.get(key), other.get(key))]
+    if len(left) != len(right):
+        return [Difference("metrics", "rows", len(left), len(right))]
+    return []
+
+
+def _weight_difference(a: Run, b: Run) -> list[Difference]:
+    if not (a.last.exists() and b.last.exists()):
+        return []
+    left, right = (checkpoint.split(checkpoint.load(run.last)[0], "model") for run in (a, b))
+    found = []
+    for name in left:
+        one, other = left[name], right.get(name)
+        if other is None or one.shape != other.shape:
+            found.append((math.inf, Difference("weights", name, tuple(one.shape), None)))
+        elif not one.equal(other):
+            gap = float((one.double() - other.double()).abs().max())
+            found.append((gap, Difference("weights", f"{name} (largest gap {gap:.2g})", "differs", "differs")))
+    return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
