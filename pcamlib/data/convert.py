@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def unpack(source: Path) -> Path:
         with atomic_path(target) as part, gzip.open(source) as packed, open(part, "wb") as out:
             try:
                 shutil.copyfileobj(packed, out, 16 << 20)
-            except (EOFError, gzip.BadGzipFile) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise DataError(f"{source}: damaged gzip ({error}); fetch it again") from None
     return target
 
@@ -166,7 +167,7 @@ def scan(stored: Stored, report: Callable[[str], None] = lambda line: None) -> S
         with atomic_path(target) as part, open(part, "wb") as out:
             pixels, flags = _pass(stored, out, report)
     with atomic_path(marks) as part:
-        flags.tofile(part)
+        part.write_bytes(flags.data)  # ndarray.tofile hides that the disk is full: its OSError has no errno
     write_json(record, {"source": stored.path.name, "rows": total, "dtype": str(stored.dtype), "pixels": pixels})
     return Scan(pixels, flags, target)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ PATCH_BYTES = SIDE * SIDE * 3
 SYNTHETIC = "pcamlib_synthetic"
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+#: What h5py raises on damaged bytes, by the place of the damage: file, link, object header, dataspace, filter.
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 _DTYPES = {"x": ("uint8", "float32"), "y": ("uint8", "int64", "int32", "int8")}
 
 
@@ -96,7 +99,7 @@ def not_hdf5(path: Path) -> str | None:
         try:
             with gzip.open(path) as packed:
                 head = packed.read(512)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             return f"damaged gzip ({error}); fetch it again"
     if head.startswith(_HDF5_MAGIC):
         return None
@@ -126,11 +129,11 @@ def inspect(path: str | Path, key: str) -> Stored:
                 raise DataError(f"{path}: no array '{key}'{nearest(key, file.keys())}")
             data = file[key]
             stored = Stored(
-                path, key, data.shape, data.dtype, data.chunks, data.compression,
+                path, key, data.shape or (), data.dtype, data.chunks, data.compression,
                 data.id.get_offset() if data.chunks is None and data.compression is None else None,
                 json.loads(file.attrs[SYNTHETIC]) if SYNTHETIC in file.attrs else None,
             )  # fmt: skip
-    except OSError as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: truncated or damaged HDF5 ({error}); fetch or copy it again") from None
     _check(stored)
     return stored
@@ -139,12 +142,12 @@ def inspect(path: str | Path, key: str) -> Stored:
 def _check(stored: Stored) -> None:
     path, shape = stored.path, stored.shape
     tail = PATCH_SHAPE if stored.key == "x" else (1, 1, 1)
-    ok = shape[1:] == tail or (stored.key == "y" and np.prod(shape, dtype=np.int64) == shape[0])
-    if len(shape) == 0 or not ok:
+    flat = stored.key == "y" and np.prod(shape[1:], dtype=np.int64) == 1
+    if len(shape) == 0 or not (shape[1:] == tail or flat):
         raise DataError(f"{path}: '{stored.key}' has shape {shape}, expected (N, {', '.join(map(str, tail))})")
     if shape[0] == 0:
         raise DataError(f"{path}: holds no rows")
-    if stored.dtype.name not in _DTYPES[stored.key]:
+    if stored.dtype.name not in _DTYPES[stored.key] or not stored.dtype.isnative:
         raise DataError(f"{path}: '{stored.key}' is {stored.dtype}, expected {' or '.join(_DTYPES[stored.key][:2])}")
     if stored.offset is not None:
         needed, size = stored.offset + shape[0] * stored.row_bytes, path.stat().st_size
@@ -162,8 +165,11 @@ def read_labels(path: str | Path) -> np.ndarray:
         DataError: as `inspect`; or a label other than 0 and 1, with its row.
     """
     stored = inspect(path, "y")
-    with h5py.File(path, "r") as file:
-        raw = file["y"][:].reshape(-1)
+    try:
+        with h5py.File(path, "r") as file:
+            raw = file["y"][:].reshape(-1)
+    except _DAMAGE as error:
+        raise DataError(f"{path}: labels cannot be read ({error}); fetch or copy it again") from None
     wrong = np.flatnonzero((raw != 0) & (raw != 1))
     if len(wrong):
         raise DataError(

@@ -87,11 +87,13 @@ def open_split(folder: str | Path, split: str, *, labels: bool | None = None) ->
     """
     path = find(folder, split, "x")
     try:
-        y = read_labels(convert.unpack(find(folder, split, "y")))
-    except DataError as error:
-        if labels or (labels is None and split != "test") or "missing" not in str(error):
+        source = find(folder, split, "y")
+    except DataError:
+        if labels or (labels is None and split != "test"):
             raise
         y = None
+    else:
+        y = read_labels(convert.unpack(source))
     stored = inspect(convert.unpack(path), "x")
     if y is not None and len(y) != stored.shape[0]:
         raise DataError(

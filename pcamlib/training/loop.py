@@ -13,20 +13,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pcamlib import provenance
+from pcamlib import provenance, seeding
 from pcamlib.config import Config
-from pcamlib.data.patches import Patches, open_split
+from pcamlib.data.patches import open_split
 from pcamlib.errors import RunError
 from pcamlib.files import write_json
 from pcamlib.training import checkpoint, metrics, runs
 from pcamlib.training.evaluate import evaluate
-from pcamlib.training.state import Training, load_classifier
+from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier
 from pcamlib.training.tracking import MetricsFile, wandb_tracker
 
 
@@ -51,18 +52,20 @@ def train(
     Raises:
         RunError: `out` is taken, in use, or rests on other data; or the loss is not finite.
     """
-    run = runs.open_run(out) if resume else runs.create(out, config)
+    started = time.monotonic()
+    run = runs.open_run(out) if resume else runs.free(out)
     if run.success:
         report(f"{run.path}: already finished after {run.success['steps']} steps")
         return run
+    state = Training(config, folder)  # before anything is written: bad data leave no run folder behind
+    record = state.record()
     with run.lock():
-        started = time.monotonic()
-        state = Training(config, folder)
-        record = state.record()
         if resume:
             _same_data(run, record)
             if run.last.exists():
                 state.load(run.last)
+        else:
+            runs.create(out, config)
         attempt = runs.begin(run, record)
         for key, before, after in provenance.difference(run.provenance["attempts"][0], record, runs.HARMLESS):
             if key.startswith(provenance.PROMISE):
@@ -109,42 +112,52 @@ def _steps(
 ) -> None:
     """Steps, evaluations and checkpoints until the end, then predictions and SUCCESS."""
     settings, progress = state.config.train, state.progress
-    log = MetricsFile(run.path / "metrics.jsonl", progress.step)
-    copy = wandb_tracker(state.config, run.path, attempt)
     evaluate_every = settings.evaluate_every or len(state.loader)
     checkpoint_every = settings.checkpoint_every or evaluate_every
     earlier, limit = progress.elapsed, settings.time_limit or math.inf
     state.model.train()
-    over = progress.step >= (state.total or math.inf)
-    while not over:
-        for batch in state.loader:
-            elapsed = earlier + time.monotonic() - started
-            share = max(progress.step / state.total if state.total else 0.0, elapsed / limit)
-            row = state.step(batch, min(share, 1.0))
-            progress.step += 1
-            progress.elapsed = earlier + time.monotonic() - started
-            row = {
-                "step": progress.step,
-                **row,
-                "epoch": state.loader.epoch,
-                "seconds": progress.elapsed,
-                "attempt": attempt,
-            }
-            over = progress.step >= (state.total or math.inf) or progress.elapsed >= limit
-            if progress.step % evaluate_every == 0 or over:
-                row |= _evaluate(state, run)
-                report(_line(row, state))
-                over = over or progress.since_best >= (settings.patience or math.inf)
-            log.log(row)
-            copy.log(row)
-            if progress.step % checkpoint_every == 0 or over:
-                state.save(run.last)
-            on_step(progress.step)
-            if over:
-                break
-    log.close()
-    copy.close()
+    over = _over(state)
+    with (
+        closing(MetricsFile(run.path / "metrics.jsonl", progress.step)) as log,
+        closing(wandb_tracker(state.config, run.path, attempt)) as copy,
+    ):
+        while not over:
+            for batch in state.loader:
+                elapsed = earlier + time.monotonic() - started
+                share = max(progress.step / state.total if state.total else 0.0, elapsed / limit)
+                row = state.step(batch, min(share, 1.0))
+                progress.step += 1
+                progress.elapsed = earlier + time.monotonic() - started
+                row = {
+                    "step": progress.step,
+                    **row,
+                    "epoch": state.loader.epoch,
+                    "seconds": progress.elapsed,
+                    "attempt": attempt,
+                }
+                over = _over(state)
+                if progress.step % evaluate_every == 0 or over:
+                    row |= _evaluate(state, run)
+                    report(_line(row, state))
+                    over = _over(state)
+                log.log(row)
+                copy.log(row)
+                if progress.step % checkpoint_every == 0 or over:
+                    state.save(run.last)
+                on_step(progress.step)
+                if over:
+                    break
     _finish(state, run, report)
+
+
+def _over(state: Training) -> bool:
+    """Whether steps, time or patience are used up; asked again on resume, so that an end reached stays the end."""
+    settings, progress = state.config.train, state.progress
+    return (
+        progress.step >= (state.total or math.inf)
+        or progress.elapsed >= (settings.time_limit or math.inf)
+        or progress.since_best >= (settings.patience or math.inf)
+    )
 
 
 def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
@@ -196,16 +209,36 @@ def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> No
 def resume(out: str | Path, folder: str | Path | None = None, **options: Any) -> runs.Run:
     """Continue an unfinished run with its own configuration and, unless given, its own data folder."""
     run = runs.open_run(out)
+    return train(run.config, _folder(run, folder), out, resume=True, **options)
+
+
+def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None = None) -> dict[str, Any]:
+    """Predict a split with the run's best weights, store predictions and report in the run folder.
+
+    Args:
+        run: a run with a best checkpoint.
+        split: "train", "valid" or "test".
+        folder: data folder; None: the one the run was trained on.
+
+    Returns:
+        The report, as `metrics.report`.
+
+    Raises:
+        RunError: the run does not say where its data lie.
+        CheckpointError: there is no best checkpoint, or it is damaged.
+        DataError: the split is missing or has no labels.
+    """
     config = run.config
-    where = folder or config.data.dir
-    if where is None:
-        raise RunError(f"{out}: the run does not say where its data lie; give --data DIR")
-    return train(config, where, out, resume=True, **options)
+    patches = open_split(_folder(run, folder), split)
+    device = choose_device(config.train.device)
+    seeding.set_threads(config.train.threads)
+    model = load_classifier(run.best)[0].to(device)
+    precision = choose_precision(config.train.precision, device)
+    return run.save_predictions(evaluate(model, patches, precision=precision, device=device))
 
 
-def open_valid(run: runs.Run, split: str, folder: str | Path | None) -> Patches:
-    """The split that a finished run is to be evaluated on."""
-    where = folder or run.config.data.dir
+def _folder(run: runs.Run, given: str | Path | None) -> str | Path:
+    where = given or run.config.data.dir
     if where is None:
         raise RunError(f"{run.path}: the run does not say where its data lie; give --data DIR")
-    return open_split(where, split)
+    return where

@@ -144,3 +144,15 @@ def alarms(
         if worse:
             found.append(f"{name} {entry['value']:.3f} is worse than the constant '{best[0]}' ({best[1]:.3f})")
     return found
+
+
+def text(result: dict[str, Any]) -> str:
+    """A report as lines for a terminal: each metric with interval and baselines, the confusion matrix, the alarms."""
+    cells = result["confusion"]
+    lines = [f"n = {result['n']:,} patches, {result['positive']:,} tumour, threshold {result['threshold']:g}"]
+    for name, entry in result["metrics"].items():
+        low, high = entry["interval"]
+        constants = ", ".join(f"{constant} {value:.3f}" for constant, value in entry["baseline"].items())
+        lines.append(f"{name:9s} {entry['value']:.4f}  95 % interval {low:.4f} to {high:.4f}  ({constants})")
+    lines.append("confusion  " + "  ".join(f"{name} {count:,}" for name, count in cells.items()))
+    return "\n".join([*lines, *(f"ALARM {sentence}" for sentence in result["alarms"])])

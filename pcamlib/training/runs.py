@@ -106,8 +106,8 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
-def create(path: str | Path, config: Config) -> Run:
-    """A new run folder holding its configuration.
+def free(path: str | Path) -> Run:
+    """A folder that no run has taken.
 
     Raises:
         RunError: the folder already holds a run.
@@ -117,6 +117,17 @@ def create(path: str | Path, config: Config) -> Run:
         raise RunError(f"{path}: already holds a finished run; choose another --out")
     if run.last.exists():
         raise RunError(f"{path}: already holds an unfinished run; `pcam resume {path}` continues it")
+    return run
+
+
+def create(path: str | Path, config: Config) -> Run:
+    """A new run folder holding its configuration.
+
+    Raises:
+        RunError: the folder already holds a run.
+    """
+    run = free(path)
+    (run.path / "provenance.json").unlink(missing_ok=True)  # of an attempt killed before its first checkpoint
     write_text(run.path / "config.yaml", config.yaml())
     return run
 
@@ -172,6 +183,41 @@ def diff(a: Run, b: Run) -> list[Difference]:
             if (entry := Difference("provenance", *item)) not in found:
                 found.append(entry)
     return found + _metric_difference(a, b) + _weight_difference(a, b)
+
+
+def verdict(found: list[Difference]) -> list[str]:
+    """Differences as lines for people: the first thing that differs, what follows from it, where the promise ends."""
+    if not found:
+        return ["bitwise equal: metrics and every tensor of the last checkpoint"]
+    causes = [d for d in found if d.kind in ("config", "provenance")]
+    effects = [d for d in found if d.kind in ("metrics", "weights")]
+    lines = [f"first difference: {found[0]}"]
+    promised = [d for d in causes if d.kind == "provenance" and d.what.startswith(provenance.PROMISE)]
+    if promised:
+        lines.append(f"bitwise equality is promised for a fixed {promised[0].what} only")
+    lines += [f"  also {d}" for d in causes[1:]]
+    lines += [f"  then {d}" for d in effects[:4]]
+    if len(effects) > 4:
+        lines.append(f"  and {len(effects) - 4} more tensors")
+    if not causes:
+        lines.append("no recorded cause differs: the promise is broken, please report it with both run folders")
+    elif not effects:
+        lines.append("metrics and weights are bitwise equal all the same")
+    return lines
+
+
+def summary(found: list[Run]) -> list[str]:
+    """One line a run: name, model, steps, best validation score, state."""
+    lines = []
+    for run in found:
+        done, config = run.success, run.config
+        rows = run.metrics() if (run.path / "metrics.jsonl").exists() else []
+        scores = [row["valid_auc"] for row in rows if "valid_auc" in row]
+        best = f"best valid AUC {max(scores):.4f}" if scores else "no evaluation yet"
+        steps = done["steps"] if done else rows[-1]["step"] if rows else 0
+        state = "finished" if done else "unfinished"
+        lines.append(f"{run.path}  {config.model.name}  seed {config.seed}  {steps} steps  {best}  {state}")
+    return lines
 
 
 def _metric_difference(a: Run, b: Run) -> list[Difference]:

@@ -1,0 +1,97 @@
+# Everything a person or CI does here, by name; `make help` lists it. Each target makes .venv first where it must.
+#
+#     make journal                                                   synthetic patches
+#     PCAM_DATA=DIR make journal                                     the official files, or the course's, in DIR
+#     make INSTALL="uv pip install --torch-backend=cpu" journal      the small torch, quickly
+
+PYTHON ?= python3
+INSTALL ?= .venv/bin/pip install
+WORKERS ?= 2
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+BIN := .venv/bin
+READY := .venv/.installed
+
+export PYTHONNOUSERSITE := 1  # packages in ~/.local would shadow those of the lock
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME  # cluster modules set them
+ifneq ($(filter uv,$(firstword $(INSTALL))),)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+endif
+
+# pip's hundreds of lines, cut down to what is being fetched; errors go to stderr and are left alone
+QUIETLY = while read -r word rest; do case "$$word" in \
+	Downloading) echo "    $$rest";; Installing) echo "    unpacking";; esac; done
+
+.PHONY: help journal test lint types unit nbval lab bench lock clean .venv
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+journal: $(READY)  ## run the notebooks that are stale, write JOURNAL.md, JOURNAL.html and assets/
+	@$(BIN)/pcam journal make
+
+test: lint types unit nbval  ## lint, types, tests with coverage, notebooks
+
+lint: $(READY)  ## ruff on Python files and notebooks
+	@echo "==> lint"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(READY)  ## mypy on pcamlib
+	@echo "==> types"
+	@$(BIN)/mypy
+
+# One thread a test process: two processes with two threads each would wait for one another on two cores.
+unit: $(READY)  ## pytest, with the coverage of pcamlib
+	@echo "==> tests"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS) --cov=pcamlib --cov-report=term --cov-fail-under=85
+
+nbval: $(READY)  ## run the notebooks and compare the cells marked NBVAL_CHECK_OUTPUT
+	@echo "==> notebooks"
+	@PCAM_DATA= $(BIN)/pytest -p no:cacheprovider --nbval-lax notebooks
+
+lab: $(READY)  ## JupyterLab on notebooks/
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(READY)  ## every benchmark; tables here, rows in benchmarks/results/
+	@mkdir -p benchmarks/results; failed=; \
+	for script in benchmarks/[a-z]*.py; do \
+		name=$$(basename "$$script" .py); echo "==> $$name"; \
+		$(BIN)/python "$$script" --json "benchmarks/results/$$name.json" || failed="$$failed $$name"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+.venv: $(READY)  ## the Python environment: requirements.lock and this package, in .venv/
+	@:
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "$(PYTHON) is missing or older than 3.11; install one, on a cluster 'module load' one," \
+			"or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "==> making .venv with $$($(PYTHON) --version): the packages of requirements.lock (minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@PYTHONUNBUFFERED=1 $(INSTALL) -r requirements.lock | { $(QUIETLY); }
+	@$(INSTALL) --no-deps --no-build-isolation -e . | { $(QUIETLY); }
+	@touch $(READY)
+	@echo "==> .venv is ready"
+
+lock:  ## newest versions that pyproject.toml allows -> requirements.lock
+	@echo "==> installing the newest versions into build/lock, then writing requirements.lock"
+	@rm -rf build && $(PYTHON) -m venv build/lock
+	@PYTHONUNBUFFERED=1 build/lock/bin/pip install --upgrade ".[dev,serve]" | { $(QUIETLY); }
+	@{ grep '^#' requirements.lock; \
+		{ build/lock/bin/pip freeze --all --exclude pip --exclude wheel --exclude pcamlib \
+			| grep -Ev '^(nvidia-|cuda-|triton==)' | sed 's/+[^ ]*//'; grep ' ; ' requirements.lock; } \
+		| LC_ALL=C sort -f -u -t = -k 1,1; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock && rm -rf build
+	@git --no-pager diff --stat requirements.lock
+
+clean:  ## delete .venv and caches; runs, data and the journal stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info .coverage*
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,204 @@
+"""`pcam`: parse, call, print. No logic lives here; heavy imports wait until a command needs them.
+
+pcam --help
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcamlib.errors import PcamError
+
+app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+data_app = typer.Typer(help="Fetch, generate and describe patches.", no_args_is_help=True)
+runs_app = typer.Typer(help="List and compare runs.", no_args_is_help=True)
+notebook_app = typer.Typer(help="Execute notebooks headlessly.", no_args_is_help=True)
+journal_app = typer.Typer(help="Make, render and check the journal.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+app.add_typer(notebook_app, name="notebook")
+app.add_typer(journal_app, name="journal")
+
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Folder with the PCam files; default $PCAM_DATA, else synthetic.")
+]
+ScaleOption = Annotated[str, typer.Option("--scale", help="papermill_jobs/SCALE.yaml: smoke, course or full.")]
+RootOption = Annotated[Path, typer.Option("--root", help="Where journal/, assets/ and JOURNAL.md are written.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in optimizer.lr=1e-3.")]
+
+
+@data_app.command("fetch")
+def data_fetch(folder: Path) -> None:
+    """Download the nine official files (6.3 GB packed), verified, resumed where a download broke off."""
+    from pcamlib.data.fetch import fetch
+
+    fetch(folder)
+
+
+@data_app.command("synthetic")
+def data_synthetic(
+    folder: Path,
+    train: int = 4000,
+    valid: int = 1000,
+    test: int = 1000,
+    seed: int = 0,
+    course: Annotated[Path | None, typer.Option(help="Also write the course's flawed kind of files there.")] = None,
+) -> None:
+    """Generate H&E-like patches in the official layout."""
+    from pcamlib.data.flaws import course_like
+    from pcamlib.data.synthetic import generate
+
+    generate(folder, seed=seed, sizes={"train": train, "valid": valid, "test": test})
+    if course:
+        course_like(folder, course, seed=seed)
+
+
+@data_app.command("info")
+def data_info(data: DataOption = None) -> None:
+    """Splits, class counts, storage and flagged patches of a folder."""
+    from pcamlib.data.folder import data_folder
+    from pcamlib.experiments import explore
+
+    splits = explore.opened(data_folder(data))
+    print(explore.split_table(splits).to_string(index=False))
+    print(explore.outlier_table(splits).to_string(index=False))
+
+
+@app.command("train")
+def train(
+    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or path of a YAML file.")] = "cnn",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-TIME.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; the schedule then follows the clock.")] = None,
+) -> None:
+    """Train a model into a run folder."""
+    from pcamlib import config
+    from pcamlib.data.folder import data_folder
+    from pcamlib.provenance import now
+    from pcamlib.training import loop
+
+    items = list(overrides or [])
+    if time_limit is not None:
+        items += ["train.epochs=null", "train.steps=null", f"train.time_limit={float(time_limit)}"]
+    folder = data_folder(data)
+    settings = config.parse(config.recipe(recipe), [f"data.dir={folder.resolve()}", *items])
+    loop.train(settings, folder, out or Path("runs") / f"{Path(recipe).stem}-{now().replace(':', '')[:17]}")
+
+
+@app.command("resume")
+def resume(run: Path, data: DataOption = None) -> None:
+    """Continue an unfinished run: the same weights as if it had never stopped."""
+    from pcamlib.training import loop
+
+    loop.resume(run, data)
+
+
+@app.command("evaluate")
+def evaluate(run: Path, split: str = "valid", data: DataOption = None) -> None:
+    """Predict a split with a run's best weights, store the predictions, print every metric with its interval."""
+    from pcamlib.training import loop, metrics, runs
+
+    finished = runs.open_run(run)
+    print(metrics.text(loop.evaluate_run(finished, split, data)))
+    print(f"stored: {finished.path / f'predictions_{split}.npz'}")
+
+
+@runs_app.command("list")
+def runs_list(folder: Path = Path("runs")) -> None:
+    """Every run below a folder: model, steps, best validation score, state."""
+    from pcamlib.training import runs
+
+    found = runs.list_runs(folder)
+    for line in runs.summary(found):
+        print(line)
+    if not found:
+        print(f"no runs in {folder}")
+
+
+@runs_app.command("diff")
+def runs_diff(a: Path, b: Path) -> None:
+    """What differs between two runs, causes first; exit code 1 when anything does."""
+    from pcamlib.training import runs
+
+    found = runs.diff(runs.open_run(a), runs.open_run(b))
+    for line in runs.verdict(found):
+        print(line)
+    raise typer.Exit(1 if found else 0)
+
+
+@notebook_app.command("run")
+def notebook_run(
+    name: str,
+    scale: ScaleOption = "smoke",
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", help="name=value, checked before the kernel starts.")
+    ] = None,
+    data: DataOption = None,
+    root: RootOption = Path(),
+    force: Annotated[bool, typer.Option(help="Run also when nothing changed.")] = False,
+) -> None:
+    """Execute one notebook; its evidence goes into the journal under --root."""
+    from pcamlib import make
+
+    make.notebook(name, scale, root=root, data=data, assignments=parameter or [], force=force)
+
+
+@journal_app.command("make")
+def journal_make(
+    scale: ScaleOption = "smoke", data: DataOption = None, root: RootOption = Path(), name: str = "assignment_2"
+) -> None:
+    """Execute what is stale, render JOURNAL.md and its HTML page, say what is still open."""
+    from pcamlib import make
+
+    make.journal(scale, root=root, data=data, name=name)
+
+
+@journal_app.command("render")
+def journal_render(name: str = "assignment_2", root: RootOption = Path()) -> None:
+    """Render JOURNAL.md and JOURNAL.html from the evidence as it is."""
+    from pcamlib.journal.render import render
+
+    for path in render(name, root.resolve()):
+        print(path)
+
+
+@journal_app.command("check")
+def journal_check(
+    name: str = "assignment_2",
+    root: RootOption = Path(),
+    strict: Annotated[bool, typer.Option(help="Open places count as faults.")] = False,
+) -> None:
+    """List what is open, stale, missing or typed by hand; exit code 1 when something is wrong."""
+    from pcamlib.journal.check import check
+
+    found = check(root.resolve(), name)
+    for finding in found:
+        print(finding)
+    faults = sum(f.severity == "fault" for f in found)
+    print(f"{faults} faults, {len(found) - faults} open places")
+    raise typer.Exit(1 if faults or (strict and found) else 0)
+
+
+def main() -> None:
+    """Entry point: a `PcamError` becomes one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress is visible through a pipe too
+    try:
+        app()
+    except PcamError as error:
+        print(f"pcam: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `pcam runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

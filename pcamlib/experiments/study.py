@@ -1,0 +1,36 @@
+"""Runs that notebooks ask for: trained once, found again while everything they rest on is the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pcamlib import provenance, seeding, sources
+from pcamlib.config import Config
+from pcamlib.data.patches import open_split
+from pcamlib.files import digest
+from pcamlib.training import loop
+from pcamlib.training.runs import Run
+
+
+def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[str], None] = print) -> Run:
+    """Train `config` into `folder/NAME-DIGEST`, or return the finished run there.
+
+    The digest covers the configuration, the training code, the data and the promised environment, so a run that is
+    found is the run that training would give again, bit by bit. Older runs of the same name are removed.
+    """
+    threads = seeding.set_threads(config.train.threads)
+    basis = [
+        config.digest(),
+        sources.digests(Path(loop.__file__)),
+        [open_split(data, split).fingerprint for split in ("train", "valid")],
+        [torch.__version__, provenance.capability(), threads],
+    ]
+    path = folder / f"{name}-{digest(basis)[:8]}"
+    for old in folder.glob(f"{name}-????????"):
+        if old != path or not Run(old).success:
+            shutil.rmtree(old)
+    return Run(path) if path.exists() else loop.train(config, data, path, report=report)

@@ -1,0 +1,320 @@
+"""Evidence, prose and sources -> JOURNAL.md, and JOURNAL.html that stands alone.
+
+A template asks for evidence by key, `{{ table("data.splits") }}`; whatever is not there yet becomes a visible open
+place. A template may call the public methods of `Page`, and `code`, `heading`, `git_graph` and `git_facts` of `quotes`.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pcamlib.config import Strict, read_yaml, validate
+from pcamlib.errors import ConfigError, EvidenceError, nearest
+from pcamlib.files import write_text
+from pcamlib.journal import quotes
+from pcamlib.journal.claims import Evidence, Row, show
+from pcamlib.journal.evidence import find, records
+from pcamlib.journal.page import OPEN, html
+from pcamlib.sources import ROOT
+
+#: What surrounds text taken from git: it changes with every commit, so `check` does not compare it.
+GIT = ("<!-- from git -->", "<!-- end of git -->")
+
+
+class Member(Strict):
+    """A student."""
+
+    name: str = ""
+    id: str = ""
+
+
+class Group(Strict):
+    """`journal/group.yaml`; an empty string is a place still to be filled."""
+
+    number: str | int = ""
+    members: list[Member] = []  # noqa: RUF012  # pydantic copies it
+    repository: str = ""
+    base: str = ""
+
+
+def read_group(root: Path) -> Group:
+    """The group of `root`.
+
+    Raises:
+        ConfigError: an unknown key or a wrong type in journal/group.yaml.
+    """
+    try:
+        return validate(Group, read_yaml(find(root, "journal/group.yaml")))
+    except ConfigError as error:
+        raise ConfigError(f"journal/group.yaml: {error}") from None
+
+
+class Page:
+    """One rendering: what a template may call, and which keys it quoted since the last evidence line."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.group = root, read_group(root)
+        self._records = records(root)
+        self._claims = {claim.key: claim for record in self._records.values() for claim in record.evidence}
+        self._quoted: dict[str, None] = {}
+        self._jinja = jinja2.Environment(
+            loader=jinja2.FileSystemLoader([root / "journal", ROOT / "journal"]),
+            undefined=jinja2.StrictUndefined,
+            autoescape=False,  # Markdown, written by the journal's owners
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._jinja.globals = {name: getattr(self, name) for name in dir(self) if not name.startswith("_")}
+        for function in (quotes.code, quotes.heading, quotes.git_graph, quotes.git_facts):
+            self._jinja.globals[function.__name__] = partial(function, root)
+
+    def text(self, template: str) -> str:
+        """A template, by path under journal/, rendered to Markdown.
+
+        Raises:
+            EvidenceError: a name it uses is unknown, it does not parse, or it quotes evidence and names no source.
+        """
+        try:
+            rendered = self._jinja.get_template(template).render()
+        except jinja2.TemplateNotFound as error:
+            raise EvidenceError(f"journal/{error.name}: no such template") from None
+        except jinja2.TemplateSyntaxError as error:
+            raise EvidenceError(f"journal/{error.name}:{error.lineno}: {error.message}") from None
+        except (jinja2.TemplateError, TypeError, UnicodeDecodeError, EvidenceError) as error:
+            raise EvidenceError(f"{_place(error)}: {error}") from None
+        if self._quoted:
+            raise EvidenceError(f"journal/{template}: no {{{{ evidence() }}}} follows after quoting {self._keys()}")
+        return _squeezed(rendered)
+
+    # --- evidence -----------------------------------------------------------------------------------------------
+
+    def has(self, key: str) -> bool:
+        """Whether there is evidence of this key."""
+        return key in self._claims
+
+    def synthetic(self) -> bool:
+        """Whether any of the evidence was made on synthetic data."""
+        return any(record.synthetic for record in self._records.values())
+
+    def raw(self, key: str) -> Any:
+        """A value as recorded, for `if` and arithmetic; None where there is none."""
+        return self._quote(key).value if key in self._claims else None
+
+    def value(self, key: str, digits: int = 3) -> str:
+        """A value with its unit, for use in a sentence; its key stands in a comment behind it."""
+        if key not in self._claims:
+            return _missing(key)
+        claim = self._quote(key)
+        return f"{_united(claim, claim.value, digits)}<!-- {key} -->"
+
+    def bounds(self, key: str) -> tuple[float, float] | None:
+        """The interval of a metric, for `if`; None where there is none."""
+        return self._quote(key).interval if key in self._claims else None
+
+    def note(self, key: str) -> str:
+        """The note or caption recorded with evidence; nothing where there is none."""
+        return self._quote(key).caption if key in self._claims else ""
+
+    def metric(self, key: str, digits: int = 3) -> str:
+        """A metric with interval, n, seeds and baseline, for use in a sentence."""
+        if key not in self._claims:
+            return _missing(key)
+        claim = self._quote(key)
+        if claim.kind != "metric" or claim.interval is None:
+            raise EvidenceError(f"evidence '{key}' is a {claim.kind}, no metric")
+        low, high = (show(float(bound), digits) for bound in claim.interval)
+        parts = [f"95 % interval {low} to {high}", f"n = {show(claim.n)}"]
+        if claim.seeds:
+            parts.append(f"seeds {', '.join(map(str, claim.seeds))}")
+        parts += [f"baseline {name} {_united(claim, score, digits)}" for name, score in claim.baseline.items()]
+        return f"{_united(claim, claim.value, digits)} ({'; '.join(parts)})<!-- {key} -->"
+
+    def table(self, key: str, columns: list[str] | None = None) -> str:
+        """A Markdown table with its caption and evidence line, of all columns or the named ones."""
+        if key not in self._claims:
+            return self.open(f"No evidence `{key}` yet.")
+        rows = self._rows(key)
+        names = columns or list(dict.fromkeys(name for row in rows for name in row))
+        numeric = [
+            all(isinstance(row.get(n), int | float | None) and not isinstance(row.get(n), bool) for row in rows)
+            for n in names
+        ]
+        lines = [_line(names), _line("---:" if number else ":---" for number in numeric)]
+        lines += [_line(_cell(self._pick(key, row, name)) for name in names) for row in rows]
+        claim = self._quote(key)
+        caption = " ".join(filter(None, [claim.caption, f"n = {show(claim.n)}." if claim.n else ""]))
+        return "\n\n".join(filter(None, ["\n".join(lines), caption and f"*{caption}*", self.evidence(key)]))
+
+    def cell(self, key: str, column: str, where: str, equals: Any) -> str:
+        """The cell of one table row, for use in a sentence: `cell("data.splits", "patches", "split", "train")`."""
+        if key not in self._claims:
+            return _missing(key)
+        found = [row for row in self._rows(key) if self._pick(key, row, where) == equals]
+        if not found:
+            raise EvidenceError(f"evidence '{key}': no row whose {where} is {equals}")
+        return f"{_cell(self._pick(key, found[0], column))}<!-- {key} -->"
+
+    def count(self, key: str, column: str = "", equals: Any = None) -> int:
+        """How many rows a table has, or how many hold this value; 0 where there is no such evidence."""
+        rows = self._rows(key) if key in self._claims else []
+        return sum(self._pick(key, row, column) == equals for row in rows) if column else len(rows)
+
+    def figure(self, key: str) -> str:
+        """A figure with caption and evidence line."""
+        if key not in self._claims:
+            return self.open(f"No evidence `{key}` yet.")
+        claim = self._quote(key)
+        caption = claim.caption + (f" n = {show(claim.n)}." if claim.n else "")
+        alternative = re.sub(r"[\[\]]", "", claim.caption)
+        return f"![{alternative}]({claim.image})\n\n*{caption}*\n\n{self.evidence(key)}"
+
+    def evidence(self, *keys: str) -> str:
+        """The small line that leads from numbers to runs; without keys, for all quoted since the last such line."""
+        claims = [self._claims[key] for key in keys or self._quoted if key in self._claims]
+        for claim in claims:
+            self._quoted.pop(claim.key, None)
+        lines = [
+            self._source(notebook, [claim for claim in claims if claim.notebook == notebook])
+            for notebook in dict.fromkeys(claim.notebook for claim in claims)
+        ]
+        return f"<sub>{'<br>'.join(lines)}</sub>" if lines else ""
+
+    def _source(self, notebook: str, claims: list[Evidence]) -> str:
+        origin = self._records[notebook].provenance
+        runs = list(dict.fromkeys(run for claim in claims for run in claim.runs))
+        more = f" and {len(runs) - 6} more" if len(runs) > 6 else ""
+        parts = [
+            f"evidence: {', '.join(f'`{claim.key}`' for claim in claims)}",
+            f"notebook [{notebook}](notebooks/{notebook}.ipynb)",
+            f"runs {', '.join(runs[:6])}{more}" if runs else "",
+            _commit(origin),
+        ]
+        if job := origin["slurm"].get("job_id"):
+            parts.append(f"job {job} on {origin['machine']['host']}")
+        return " · ".join(filter(None, parts))
+
+    def _quote(self, key: str) -> Evidence:
+        self._quoted[key] = None
+        return self._claims[key]
+
+    def _keys(self) -> str:
+        return ", ".join(self._quoted)
+
+    def _rows(self, key: str) -> list[Row]:
+        claim = self._quote(key)
+        if not isinstance(claim.value, list):
+            raise EvidenceError(f"evidence '{key}' is a {claim.kind}, no table")
+        return claim.value
+
+    def _pick(self, key: str, row: Row, column: str) -> Any:
+        known = {name for other in self._rows(key) for name in other}
+        if column not in known:
+            raise EvidenceError(f"evidence '{key}': unknown column '{column}'{nearest(column, known)}")
+        return row.get(column)
+
+    # --- the rest of the page -----------------------------------------------------------------------------------
+
+    def head(self) -> str:
+        """What the journal rests on: synthetic or real data, fingerprints, commit, date, hardware, how to remake."""
+        made = list(self._records.values())
+        if not made:
+            return self.open("No notebook has left evidence yet; `make journal` runs them.")
+        origins = [record.provenance for record in made]
+        synthetic = [record.notebook for record in made if record.synthetic]
+        lines = []
+        if synthetic:
+            scope = "" if len(synthetic) == len(made) else f" in {', '.join(synthetic)}"
+            lines.append(f"**SYNTHETIC DATA{scope}.** Generated patches, not tissue: no score here speaks of patients.")
+        data = {f"{split} `{mark[:12]}`": None for origin in origins for split, mark in origin["data"].items()}
+        machines = [
+            f"{o['machine']['device_name']}, {show(o['machine']['threads'])} threads, torch {o['torch']}"
+            for o in origins
+        ]
+        last = max(record.executed for record in made)
+        lines += [
+            f"Evidence of {len(made)} notebooks, executed up to {last[:16].replace('T', ' ')} UTC.",
+            f"Data: {', '.join(data)}.",
+            f"Code: {'; '.join(dict.fromkeys(map(_commit, origins)))}.",
+            f"Hardware: {'; '.join(dict.fromkeys(machines))}.",
+            "`make journal` runs the notebooks whose sources or data changed and writes this page again; "
+            "answers are changed in `journal/`, not here.",
+        ]
+        return "\n>\n".join(f"> {line}" for line in lines)
+
+    def members(self) -> str:
+        """The group's members as `name (id)`, or nothing."""
+        return ", ".join(f"{m.name} ({m.id or 'no id'})" for m in self.group.members if m.name)
+
+    def prose(self, name: str, reason: str = "") -> str:
+        """The text that people wrote in journal/prose/NAME.md; without it an open place that gives `reason`, if any."""
+        path = self._root / "journal" / "prose" / f"{name}.md"
+        if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+            return self.open(reason + f" Write it in `journal/prose/{name}.md`.") if reason else ""
+        outer, self._quoted = self._quoted, {}
+        text = self._jinja.get_template(f"prose/{name}.md").render().strip()
+        line, self._quoted = self.evidence(), outer
+        return f"{text}\n\n{line}" if line else text
+
+    def open(self, reason: str) -> str:
+        """A visible place that still needs an answer."""
+        return f"> {OPEN} {reason}"
+
+    def exists(self, pattern: str) -> bool:
+        """Whether the repository holds a file that matches the glob `pattern`."""
+        return any(self._root.glob(pattern))
+
+
+def markdown_text(name: str, root: str | Path) -> str:
+    """The journal `name` (a form in journal/templates) as Markdown; errors as in `Page.text`."""
+    return Page(Path(root)).text(f"templates/{name}.md.j2")
+
+
+def render(name: str = "assignment_2", root: str | Path = ROOT) -> tuple[Path, Path]:
+    """Write JOURNAL.md and JOURNAL.html in `root`, and return their paths; errors as in `Page.text`."""
+    root = Path(root)
+    text = markdown_text(name, root)
+    write_text(root / "JOURNAL.md", text)
+    write_text(root / "JOURNAL.html", html(text, root))
+    return root / "JOURNAL.md", root / "JOURNAL.html"
+
+
+def _place(error: BaseException) -> str:
+    """The template line an exception came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith((".j2", ".md"))]
+    return f"journal/{Path(frames[-1].filename).parent.name}/{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+def _missing(key: str) -> str:
+    return f"**[not answered yet: no evidence `{key}`]**"
+
+
+def _commit(origin: dict[str, Any]) -> str:
+    commit, dirty = origin["code"]["commit"], origin["code"]["dirty"]
+    return (f"commit `{commit[:7]}`" if commit else "no commit") + (" + local changes" if dirty else "")
+
+
+def _united(claim: Evidence, value: Any, digits: int) -> str:
+    return f"{show(value, digits)} {claim.unit}".rstrip()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value):
+        return f"`{value[:12]}`"  # a digest: twelve digits tell two apart
+    return re.sub(r"\s*\n\s*", " ", show(value)).replace("|", "\\|")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _squeezed(text: str) -> str:
+    """At most one empty line in a row, except in code; one newline at the end."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(p if p.startswith("```") else re.sub(r"\n\s*\n", "\n\n", p) for p in parts).strip() + "\n"
