@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pcamlib.errors import ConfigError, nearest
 from pcamlib.files import digest
@@ -104,6 +104,11 @@ class Tracking(Strict):
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "pcam-journal"
     group: str | None = None
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
 
 
 class Config(Strict):

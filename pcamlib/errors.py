@@ -42,4 +42,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelled name: `; did you mean 'x'?`, or the list of what there is."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # `lr` for optimizer.lr
+        close = [one for one in known if one.endswith(f".{name}")]
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"

@@ -24,6 +24,8 @@ def seed_everything(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with a fixed workspace
     torch.backends.cudnn.benchmark = False  # the autotuner may pick another kernel in each process
     torch.use_deterministic_algorithms(True)
+    # a debugging aid that writes every new tensor twice (a property of the module, unknown to torch's stubs)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def set_threads(threads: int | None) -> int:

@@ -24,8 +24,19 @@ def notebook_code(path: Path) -> str:
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
+def _lazy() -> dict[str, str]:
+    """Where the names that the package loads on first use live; read from its text, since importing it goes up."""
+    for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_COURSE":
+            return ast.literal_eval(node.value)
+    return {}
+
+
 def _module_files(name: str) -> Iterator[Path]:
     """Files that importing `name` executes: each package's `__init__.py` on the way, then the module."""
+    package, _, attribute = name.rpartition(".")
+    if package == PACKAGE.name:  # `from pcamlib import MLP` loads pcamlib.models.mlp
+        name = _lazy().get(attribute, name)
     path = PACKAGE.parent
     for part in name.split("."):
         path = path / part
@@ -42,6 +53,8 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE.name)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == PACKAGE.name:
+            yield f"{PACKAGE.name}.{node.attr}"
 
 
 @cache

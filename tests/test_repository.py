@@ -25,6 +25,7 @@ FLOORS = (
     ("data", "models", "journal", "jobs"),
     ("training",),
     ("audit", "experiments", "serving"),
+    ("make",),
     ("cli",),
     ("__init__",),
 )

@@ -42,7 +42,7 @@ def split_table(splits: dict[str, Patches]) -> pd.DataFrame:
             "flagged": int((~patches.valid).sum()),
             "fingerprint": patches.fingerprint[:12],
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)  # None stays None: a split without labels has no counts
 
 
 def outlier_table(splits: dict[str, Patches]) -> pd.DataFrame:
@@ -98,14 +98,14 @@ def patch_means(patches: Patches, block: int = 512) -> np.ndarray:
 
 def plot_balance(counts: dict[str, Sequence[int]]) -> Figure:
     """Bars of normal and tumour patches for each named set."""
-    figure, axes = plt.subplots(figsize=(7, 3.2))
+    figure, axes = plt.subplots(figsize=(8, 3.2))
     places = np.arange(len(counts))
     for label, (name, colour) in enumerate(zip(CLASSES, ("#4c78a8", "#c4447a"), strict=True)):
         bars = axes.bar(
             places + 0.4 * (label - 0.5), [c[label] for c in counts.values()], 0.38, label=name, color=colour
         )
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
-    axes.set_xticks(places, list(counts))
+    axes.set_xticks(places, [name.replace(", ", ",\n").replace("course ", "course\n") for name in counts], fontsize=9)
     axes.set_ylabel("patches")
     axes.margins(y=0.15)
     axes.legend(frameon=False, loc="upper right")
@@ -145,7 +145,7 @@ def plot_intensity(series: dict[str, list[float]]) -> Figure:
 
 def plot_outliers(means: dict[str, np.ndarray], bins: int = 60) -> tuple[Figure, dict[str, list[float]]]:
     """Histogram of patch means for each named set on a log count axis; and the plotted counts."""
-    figure, axes = plt.subplots(figsize=(7, 3))
+    figure, axes = plt.subplots(figsize=(8, 3.2))
     finite = {name: m[np.isfinite(m)] for name, m in means.items()}
     top = max(300.0, *(float(m.max()) for m in finite.values()))
     edges = np.linspace(0, top, bins + 1)
@@ -153,19 +153,14 @@ def plot_outliers(means: dict[str, np.ndarray], bins: int = 60) -> tuple[Figure,
     for name, values in finite.items():
         counts = np.histogram(values, edges)[0]
         missing = len(means[name]) - len(values)
-        axes.stairs(
-            counts,
-            edges,
-            label=f"{name}: {len(values):,} patches, {missing:,} with NaN not shown",
-            fill=True,
-            alpha=0.5,
-        )
+        label = f"{name}: {len(values):,} patches" + (f", {missing:,} more hold NaN" if missing else "")
+        axes.stairs(counts, edges, label=label, lw=1.6)
         series[name] = counts.tolist()
     axes.axvspan(255, top, color="firebrick", alpha=0.08, lw=0)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_xlabel("mean intensity of a patch as stored (above 255: impossible for a picture)")
     axes.set_ylabel("patches")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure, series
 
 

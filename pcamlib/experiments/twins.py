@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from torch.nn import functional
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -235,7 +237,7 @@ def source_table(data: str | Path, steps: int = 12, report: Callable[[str], None
             "control": control,
             "equal with control": controlled is None,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)  # None stays None: equal trajectories have no first difference
 
 
 def twin_runs(data: str | Path, folder: Path, steps: int = 40) -> tuple[runs.Run, runs.Run]:
@@ -263,8 +265,38 @@ def twin_runs(data: str | Path, folder: Path, steps: int = 40) -> tuple[runs.Run
     return runs.open_run(paths[0]), runs.open_run(paths[1])
 
 
-def cost(data: str | Path, rounds: int = 11, steps: int = 6, batch_size: int = 64) -> dict[str, Any]:
-    """Time of deterministic training as a ratio to non-deterministic, interleaved A B A B in this process.
+def twin_table(a: runs.Run, b: runs.Run) -> pd.DataFrame:
+    """What each member ended with: steps, loss, validation scores, digest of the weights."""
+    rows = []
+    for run in (a, b):
+        last, done = run.metrics()[-1], run.success or {}
+        scores = {key: f"{last[key]:.6f}" for key in ("loss", "valid_auc", "valid_nll")}
+        rows.append({"run": run.name, "steps": done["steps"], **scores, "weights": done["weights"][:16]})
+    return pd.DataFrame(rows)
+
+
+def twin_series(a: runs.Run, b: runs.Run) -> dict[str, list[float]]:
+    """Loss of both members by step."""
+    series: dict[str, list[float]] = {"step": [row["step"] for row in a.metrics()]}
+    return series | {run.name: [row["loss"] for row in run.metrics()] for run in (a, b)}
+
+
+def plot_twins(series: dict[str, list[float]]) -> Figure:
+    """Both loss curves above, their difference below."""
+    names = [name for name in series if name != "step"]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 3.6), sharex=True, height_ratios=(2, 1))
+    top.plot(series["step"], series[names[0]], label=names[0], lw=4, alpha=0.35)
+    top.plot(series["step"], series[names[1]], label=names[1], lw=1, ls="--", color="black")
+    bottom.plot(series["step"], np.subtract(series[names[0]], series[names[1]]), color="firebrick")
+    top.set_ylabel("loss")
+    top.legend(frameon=False, fontsize=8)
+    bottom.set_ylabel("difference")
+    bottom.set_xlabel("step")
+    return figure
+
+
+def cost(data: str | Path, rounds: int = 11, steps: int = 3, batch_size: int = 32) -> dict[str, Any]:
+    """Time of deterministic training as a ratio to non-deterministic, interleaved A B A in one process, one thread.
 
     Returns:
         dict: `ratio` (median of paired rounds), `interval` (95 % bootstrap of the median), `floor` (median deviation
@@ -285,10 +317,12 @@ def cost(data: str | Path, rounds: int = 11, steps: int = 6, batch_size: int = 6
             optimizer.step()
         return time.perf_counter() - begun
 
-    before = torch.are_deterministic_algorithms_enabled()
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch.set_num_threads(1)  # a neighbour on the second core slows two threads up to 40 times
     timed(True), timed(False)  # warm-up of both kinds
     seconds = np.array([[timed(True), timed(False), timed(True)] for _ in range(rounds)])
     torch.use_deterministic_algorithms(before)
+    torch.set_num_threads(threads)
     ratios, same = seconds[:, 0] / seconds[:, 1], seconds[:, 2] / seconds[:, 0]
     draws = np.random.default_rng(0).integers(0, rounds, (2000, rounds))
     low, high = np.percentile(np.median(ratios[draws], 1), [2.5, 97.5])

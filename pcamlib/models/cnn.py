@@ -29,7 +29,7 @@ class CNN(nn.Module):
     """Stem at half resolution, then three residual stages of 1, 2 and 4 times `width` channels.
 
     Args:
-        width: channels of the first stage; 32 gives 0.70 M weights.
+        width: channels of the first stage; 32 gives 0.31 M weights.
         num_classes: logits.
         dropout_rate: before the last layer.
     """

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from pcamlib.errors import CheckpointError, nearest
@@ -40,7 +40,8 @@ def save(path: str | Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any
     text = json.dumps(meta, sort_keys=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as part:
-        save_file(plain, part, metadata={"meta": text, "digest": tensor_digest(plain, text)})
+        # not save_file, which reports a full disk as a SafetensorError
+        part.write_bytes(serialize(plain, metadata={"meta": text, "digest": tensor_digest(plain, text)}))
 
 
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

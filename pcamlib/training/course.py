@@ -90,7 +90,9 @@ class Trainer:
             if update:
                 loss = each.mean()
                 if not math.isfinite(float(loss.detach())):
-                    raise RunError(f"epoch {epoch}, batch {number}: the loss is {float(loss)}; lower the learning rate")
+                    raise RunError(
+                        f"epoch {epoch}, batch {number}: the loss is {float(loss.detach())}; lower the learning rate"
+                    )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self.optimizer.step()

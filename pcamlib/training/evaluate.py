@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,9 @@ class Predictions:
                 return cls(str(stored["split"]), str(stored["fingerprint"]), **fields)
         except FileNotFoundError:
             raise DataError(f"{path}: no such predictions; `pcam evaluate RUN --split NAME` writes them") from None
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: damaged predictions ({error}); evaluate the run again") from None
+        except Exception as error:  # zipfile and NumPy raise a dozen kinds, also EOFError and NotImplementedError
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: damaged predictions ({reason}); evaluate the run again") from None
 
     def frame(self) -> pd.DataFrame:
         """As a table with columns index, label, probability."""

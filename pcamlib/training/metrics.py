@@ -137,8 +137,8 @@ def alarms(
     if abs(nll - math.log(2)) < 0.003 and float(np.std(probability)) < 0.05:
         found.append(f"NLL {nll:.4f} is ln 2 = 0.6931: the model has learned nothing")
     for name, entry in metrics.items():
-        if name == "ece":
-            continue  # a constant at the prevalence is perfectly calibrated; that is no rival
+        if name == "ece" or not entry["baseline"]:
+            continue  # a constant at the prevalence is perfectly calibrated, no rival; with one class none has a NLL
         best = min(entry["baseline"].items(), key=lambda item: item[1] if name == "nll" else -item[1])
         worse = entry["value"] > best[1] if name == "nll" else entry["value"] < best[1]
         if worse:

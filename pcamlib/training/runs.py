@@ -133,8 +133,9 @@ def create(path: str | Path, config: Config) -> Run:
 
 
 def list_runs(folder: str | Path) -> list[Run]:
-    """Every run below a folder, by name."""
-    return [Run(path.parent) for path in sorted(Path(folder).rglob("config.yaml"))]
+    """Every run below a folder, by name; wandb keeps a config.yaml of its own inside a run."""
+    found = sorted(path.relative_to(folder) for path in Path(folder).rglob("config.yaml"))
+    return [Run(Path(folder, path).parent) for path in found if "wandb" not in path.parts]
 
 
 def begin(run: Run, record: dict[str, Any]) -> int:
@@ -211,7 +212,7 @@ def summary(found: list[Run]) -> list[str]:
     lines = []
     for run in found:
         done, config = run.success, run.config
-        rows = run.metrics() if (run.path / "metrics.jsonl").exists() else []
+        rows = run.metrics()
         scores = [row["valid_auc"] for row in rows if "valid_auc" in row]
         best = f"best valid AUC {max(scores):.4f}" if scores else "no evaluation yet"
         steps = done["steps"] if done else rows[-1]["step"] if rows else 0
@@ -238,11 +239,12 @@ def _weight_difference(a: Run, b: Run) -> list[Difference]:
         return []
     left, right = (checkpoint.split(checkpoint.load(run.last)[0], "model") for run in (a, b))
     found = []
-    for name in left:
-        one, other = left[name], right.get(name)
-        if other is None or one.shape != other.shape:
-            found.append((math.inf, Difference("weights", name, tuple(one.shape), None)))
-        elif not one.equal(other):
+    for name in dict.fromkeys([*left, *right]):
+        one, other = left.get(name), right.get(name)
+        if one is None or other is None or one.shape != other.shape:
+            shapes = (None if tensor is None else tuple(tensor.shape) for tensor in (one, other))
+            found.append((math.inf, Difference("weights", name, *shapes)))
+        elif checkpoint.tensor_digest({"": one}) != checkpoint.tensor_digest({"": other}):  # bits: -0 is not 0 here
             gap = float((one.double() - other.double()).abs().max())
             found.append((gap, Difference("weights", f"{name} (largest gap {gap:.2g})", "differs", "differs")))
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]

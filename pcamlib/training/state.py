@@ -13,8 +13,8 @@ from torch.nn import functional
 from pcamlib import provenance, seeding
 from pcamlib.config import Config, Model, validate
 from pcamlib.data.loader import Batch, Loader
-from pcamlib.data.patches import channel_statistics, open_split
-from pcamlib.errors import CheckpointError, ConfigError, RunError
+from pcamlib.data.patches import Patches, channel_statistics, open_split
+from pcamlib.errors import CheckpointError, ConfigError, DataError, RunError
 from pcamlib.models import Classifier, build
 from pcamlib.training import checkpoint
 from pcamlib.training.schedule import factor
@@ -57,6 +57,14 @@ def optimizer_for(model: torch.nn.Module, config: Config) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # fused: up to 2.9 times faster on small batches
 
 
+def _both_classes(valid: Patches) -> None:
+    if valid.labels is not None and len(set(valid.labels.tolist())) == 1:
+        raise DataError(
+            f"{valid.stored.path}: all {len(valid):,} labels are {valid.labels[0]}; validation needs both classes: "
+            f"without them there is no AUC to choose the best weights by"
+        )
+
+
 class Training:
     """Everything that a step reads and changes, and how it is saved and put back."""
 
@@ -67,6 +75,7 @@ class Training:
         self.device = choose_device(config.train.device)
         self.precision = choose_precision(config.train.precision, self.device)
         self.train, self.valid = open_split(folder, "train"), open_split(folder, "valid")
+        _both_classes(self.valid)
         self.statistics = channel_statistics(self.train)
         self.model = build(config.model, self.statistics).to(self.device)
         self.optimizer = optimizer_for(self.model, config)

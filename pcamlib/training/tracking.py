@@ -35,7 +35,7 @@ class MetricsFile:
     """One JSON object a line, flushed at each; rows past a resumed step are dropped first, since they come again."""
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_at] if path.exists() else []
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_at]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
 
@@ -84,8 +84,10 @@ def wandb_tracker(config: Config, folder: Path, attempt: int) -> Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file; a last line torn by a kill is left out."""
-    rows = []
+    """Rows of a metrics file, none where a run was killed before its first; a last line torn by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
