@@ -51,9 +51,16 @@ class Model(Strict):
 
     name: Literal["mlp", "cnn"] = "cnn"
     crop: int = Field(96, ge=32, le=96, description="side of the centre square that the network sees")
+    pool: int = Field(1, ge=1, le=4, description="pixels averaged on a side before the network; must divide crop")
     hidden_units: list[int] = Field([64, 32], description="mlp: units of each hidden layer")
     dropout_rate: float = Field(0.0, ge=0, lt=1)
     width: int = Field(32, gt=0, description="cnn: channels of the first stage")
+
+    @model_validator(mode="after")
+    def _pools_evenly(self) -> Model:
+        if self.crop % self.pool:
+            raise ValueError(f"model.pool={self.pool} does not divide model.crop={self.crop}")
+        return self
 
 
 class Optimizer(Strict):
@@ -83,7 +90,6 @@ class Train(Strict):
     threads: int | None = Field(None, gt=0, description="None: all cores this process may use")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     grad_clip: float | None = Field(None, gt=0, description="largest global gradient norm")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are evaluated")
     checkpoint_every: int | None = Field(None, gt=0, description="steps; None: at each evaluation")
     evaluate_every: int | None = Field(None, gt=0, description="steps; None: once an epoch")
     patience: int | None = Field(None, gt=0, description="evaluations without a better score before stopping")

@@ -1,7 +1,8 @@
 """Batches by one gather from the memory map: no per-item Python, no worker processes.
 
 `np.take` copies the rows of a batch at 0.9 of memcpy's speed with one thread (`benchmarks/loader.py`). Two threads
-reach 1.7 on idle cores but wait for each other when a neighbour takes one (0.09 measured), and workers would only add a copy.
+reach 1.7 on idle cores but wait for each other when a neighbour takes one (0.09 measured), and
+workers would only add a copy.
 The position is two integers, so a stopped epoch goes on at the next batch.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class Loader:
         seed: keys order and augmentation.
         augmentations: names for `augment.augment`.
         strength: of the stain jitter.
-        crop: side of the centre square to return.
+        view: what the model sees of a batch, (B, 96, 96, 3) to (B, S, S, 3) uint8, applied before augmentation.
         device: where batches go.
         pin: copy through page-locked memory (a CUDA device only).
         resident: keep all used patches in the device's memory; a batch is then an index on the device.
@@ -59,7 +60,7 @@ class Loader:
         seed: int = 0,
         augmentations: Sequence[str] = (),
         strength: float = 0.05,
-        crop: int = SIDE,
+        view: Callable[[torch.Tensor], torch.Tensor] | None = None,
         device: str | torch.device = "cpu",
         pin: bool = False,
         resident: bool = False,
@@ -70,7 +71,7 @@ class Loader:
         if len(self.rows) == 0:
             raise DataError(f"{patches.stored.path}: no valid patch is left to load")
         self.patches, self.batch_size, self.sampler, self.seed = patches, batch_size, sampler, seed
-        self.augmentations, self.strength, self.crop = tuple(augmentations), strength, crop
+        self.augmentations, self.strength, self.view = tuple(augmentations), strength, view
         self.device, self.pin = torch.device(device), pin
         self.epoch = 0
         self.position = 0
@@ -109,8 +110,8 @@ class Loader:
         rows = self.rows[chosen]
         labels = torch.from_numpy(self._labels[chosen].astype(np.int64))
         images = self.gather(chosen).view(-1, SIDE, SIDE, 3)
-        edge = (SIDE - self.crop) // 2
-        images = images[:, edge : edge + self.crop, edge : edge + self.crop]
+        if self.view is not None:
+            images = self.view(images)
         images = augment(images.contiguous(), self.augmentations, self.seed, epoch, rows, self.strength)
         images = images.permute(0, 3, 1, 2)  # NHWC bytes are NCHW in channels_last: no copy
         if self.device.type != "cpu":

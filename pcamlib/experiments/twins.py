@@ -52,7 +52,7 @@ class Condition:
         workers: of the DataLoader.
         threads: of torch.
         capability: ATEN_CPU_CAPABILITY of the process, "" for the machine's best.
-        deterministic: torch.use_deterministic_algorithms.
+        deterministic: only kernels that repeat themselves.
         resume_at: step after which the process state is saved, thrown away and loaded again; None: never.
         resume: "full" (weights, optimiser, generators) or "weights".
     """
@@ -112,7 +112,7 @@ SOURCES: tuple[tuple[str, tuple[Condition, Condition], tuple[Condition, Conditio
         "deterministic algorithms switched off",
         (BASE, replace(BASE, deterministic=False)),
         (BASE, BASE),
-        "torch.use_deterministic_algorithms(True)",
+        "deterministic kernels, in seed_everything",
     ),
 )
 
@@ -122,7 +122,7 @@ def trajectory(data: str | Path, condition: Condition, steps: int, batch_size: i
     torch.set_num_threads(condition.threads)
     if condition.seed is not None:
         seeding.seed_everything(condition.seed)
-    torch.use_deterministic_algorithms(condition.deterministic)
+    torch.set_deterministic_debug_mode("error" if condition.deterministic else "default")
     loader = _loader(data, condition, batch_size)
     model, optimizer = _fresh()
     found = [_digests(model, optimizer)]
@@ -306,10 +306,10 @@ def cost(data: str | Path, rounds: int = 11, steps: int = 3, batch_size: int = 3
     config = parse(recipe("cnn"), ["train.steps=1"])
     model = build(config.model, channel_statistics(patches, 512))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    batch = next(iter(Loader(patches, batch_size=batch_size, crop=config.model.crop)))
+    batch = next(iter(Loader(patches, batch_size=batch_size, view=model.view)))
 
     def timed(deterministic: bool) -> float:
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
         begun = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad()
@@ -317,11 +317,11 @@ def cost(data: str | Path, rounds: int = 11, steps: int = 3, batch_size: int = 3
             optimizer.step()
         return time.perf_counter() - begun
 
-    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    before, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     torch.set_num_threads(1)  # a neighbour on the second core slows two threads up to 40 times
     timed(True), timed(False)  # warm-up of both kinds
     seconds = np.array([[timed(True), timed(False), timed(True)] for _ in range(rounds)])
-    torch.use_deterministic_algorithms(before)
+    torch.set_deterministic_debug_mode(before)
     torch.set_num_threads(threads)
     ratios, same = seconds[:, 0] / seconds[:, 1], seconds[:, 2] / seconds[:, 0]
     draws = np.random.default_rng(0).integers(0, rounds, (2000, rounds))

@@ -13,12 +13,13 @@ from pcamlib.models.mlp import MLP
 
 
 class Classifier(nn.Module):
-    """Centre crop, normalisation, network: uint8 patches in, two logits out.
+    """View, normalisation, network: uint8 patches in, two logits out.
 
     Args:
         network: maps normalised images to (B, 2) logits.
         mean, std: of each channel on the training split, 0..255.
-        crop: side of the centre square that the network sees.
+        crop: side of the centre square that is looked at.
+        pool: pixels averaged on a side; the network sees `crop / pool` pixels a side.
         flat: hand the network NHWC images, whose flattening is free (an MLP does not care about pixel order).
     """
 
@@ -26,18 +27,47 @@ class Classifier(nn.Module):
     std: torch.Tensor
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], crop: int, flat: bool = False
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        crop: int,
+        pool: int = 1,
+        flat: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.crop, self.flat = network, crop, flat
+        self.network, self.crop, self.pool, self.flat = network, crop, pool, flat
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
+    def view(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network sees: (B, S, S, 3) uint8 with S >= crop -> (B, crop / pool, crop / pool, 3) uint8.
+
+        A loader applies it before augmentation, which then has `pool` squared fewer pixels to turn and stain.
+        """
+        edge, side, step = (images.shape[1] - self.crop) // 2, self.crop // self.pool, self.pool
+        images = images[:, edge : edge + self.crop, edge : edge + self.crop]
+        if step == 1:
+            return images
+        total = images[:, ::step].to(torch.int16)
+        for row in range(1, step):
+            total += images[:, row::step]
+        total = total.view(-1, side, side, step, 3)
+        total = sum((total[:, :, :, column] for column in range(1, step)), start=total[:, :, :, 0])
+        return total.add_(step * step // 2).div_(step * step, rounding_mode="floor").to(torch.uint8)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) uint8 or float, 0..255, S >= crop -> (B, 2) float32 logits (normal, tumour)."""
-        edge = (images.shape[-1] - self.crop) // 2
-        if edge:
-            images = images[..., edge : edge + self.crop, edge : edge + self.crop]
+        """Logits of whole patches, or of what `view` made of them.
+
+        Args:
+            images: (B, 3, S, S) uint8; or uint8 or float 0..255 with S = crop / pool.
+
+        Returns:
+            (B, 2) float32: normal, tumour.
+        """
+        if images.shape[-1] != self.crop // self.pool:
+            images = self.view(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = images.float().sub_(self.mean) if images.dtype == torch.uint8 else images.float() - self.mean
         x = x.div_(self.std).contiguous(memory_format=torch.channels_last)
         return self.network(x.permute(0, 2, 3, 1) if self.flat else x).float()
@@ -52,8 +82,9 @@ def build(model: Model, statistics: dict[str, Sequence[float]]) -> Classifier:
     """
     mean, std = statistics["mean"], statistics["std"]
     if model.name == "mlp":
-        network: nn.Module = MLP((model.crop, model.crop, 3), model.hidden_units, 2, model.dropout_rate)
-        return Classifier(network, mean, std, model.crop, flat=True)
+        side = model.crop // model.pool
+        network: nn.Module = MLP((side, side, 3), model.hidden_units, 2, model.dropout_rate)
+        return Classifier(network, mean, std, crop=model.crop, pool=model.pool, flat=True)
     network = CNN(model.width, 2, model.dropout_rate)
-    classifier = Classifier(network, mean, std, model.crop)
+    classifier = Classifier(network, mean, std, crop=model.crop, pool=model.pool)
     return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub

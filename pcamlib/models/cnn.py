@@ -26,7 +26,7 @@ class Residual(nn.Module):
 
 
 class CNN(nn.Module):
-    """Stem at half resolution, then three residual stages of 1, 2 and 4 times `width` channels.
+    """Stem at half resolution, then three residual stages of 1, 2 and 4 times `width` channels, the last two halving.
 
     Args:
         width: channels of the first stage; 32 gives 0.31 M weights.
@@ -39,7 +39,7 @@ class CNN(nn.Module):
         self.stem = nn.Conv2d(3, width, 5, 2, 2, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.stages = nn.Sequential(
-            Residual(width, width, 2), Residual(width, 2 * width, 2), Residual(2 * width, 4 * width, 2)
+            Residual(width, width, 1), Residual(width, 2 * width, 2), Residual(2 * width, 4 * width, 2)
         )
         self.dropout = nn.Dropout(dropout_rate)
         self.head = nn.Linear(4 * width, num_classes)

@@ -100,7 +100,7 @@ def evaluate(
         DataError: the split has no labels.
     """
     every = np.arange(len(patches))
-    loader = Loader(patches, every, batch_size=batch_size, sampler="sequential", crop=model.crop, device=device)
+    loader = Loader(patches, every, batch_size=batch_size, sampler="sequential", view=model.view, device=device)
     index, probability = predict(model, loader, precision=precision, device=device)
     assert patches.labels is not None  # the loader refuses otherwise
     return Predictions(patches.split, patches.fingerprint, index, patches.labels[index], probability)

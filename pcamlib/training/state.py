@@ -87,7 +87,7 @@ class Training:
             seed=config.seed,
             augmentations=config.loader.augment,
             strength=config.loader.stain_strength,
-            crop=config.model.crop,
+            view=self.model.view,
             device=self.device,
             pin=self.device == "cuda",
         )

@@ -70,8 +70,12 @@ def test_balanced_draws_about_half(patches: Patches) -> None:
     assert abs(share - 0.5) < 0.06
 
 
-def test_crop_is_the_centre(patches: Patches) -> None:
-    batch = next(iter(Loader(patches, batch_size=5, crop=64)))
+def centre(images: torch.Tensor) -> torch.Tensor:
+    return images[:, 16:80, 16:80]
+
+
+def test_view_is_what_the_batch_shows(patches: Patches) -> None:
+    batch = next(iter(Loader(patches, batch_size=5, view=centre)))
     assert batch.images.shape == (5, 3, 64, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), patches.images[batch.rows][:, 16:80, 16:80])
@@ -95,7 +99,7 @@ def test_resident_gives_the_same(patches: Patches) -> None:
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
 def test_resumes_at_every_batch(sampler: str, patches: Patches) -> None:
     def fresh() -> Loader:
-        options: dict[str, Any] = {"crop": 48, "augmentations": ["d4", "stain"]}
+        options: dict[str, Any] = {"view": centre, "augmentations": ["d4", "stain"]}
         return Loader(patches, batch_size=5, sampler=sampler, seed=2, **options)
 
     def stream(loader: Loader) -> itertools.chain[Batch]:

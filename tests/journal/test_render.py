@@ -76,7 +76,7 @@ def test_the_complete_journal(complete: Path) -> None:
     first = next(
         i for i, s in enumerate((ROOT / "pcamlib/seeding.py").read_text().splitlines(), 1) if "def seed_e" in s
     )
-    assert "torch.use_deterministic_algorithms(True)\n```" in text and f"[pcamlib/seeding.py:{first}]" in text
+    assert "# type: ignore[attr-defined]\n```" in text and f"[pcamlib/seeding.py:{first}]" in text
     assert not re.search(r"\n\n\n", re.sub(r"```.*?```", "code", text, flags=re.DOTALL))
     assert str(complete) not in text
     page = html_file.read_text()

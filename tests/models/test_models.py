@@ -16,6 +16,8 @@ MODELS = {
     "cnn": Model(name="cnn", crop=64, width=8),
     "cnn, whole patch": Model(name="cnn", crop=96, width=4, dropout_rate=0.5),
     "cnn, odd crop": Model(name="cnn", crop=33, width=4),
+    "cnn, pooled": Model(name="cnn", crop=64, pool=2, width=4),
+    "mlp, pooled": Model(name="mlp", crop=96, pool=3, hidden_units=[8]),
 }
 
 
@@ -55,6 +57,17 @@ def test_only_the_centre_square_is_seen(name: str) -> None:
     assert not model(inner).equal(model(images))
 
 
+@pytest.mark.parametrize(("crop", "pool"), [(96, 1), (96, 2), (64, 4), (33, 3), (32, 1)])
+def test_the_view_averages_squares_and_rounds_half_up(crop: int, pool: int) -> None:
+    model, images = built(Model(name="cnn", crop=crop, pool=pool, width=4)), patches(3)
+    side, edge = crop // pool, (96 - crop) // 2
+    square = images.permute(0, 2, 3, 1)[:, edge : edge + crop, edge : edge + crop]
+    total = square.long().reshape(3, side, pool, side, pool, 3).sum((2, 4))
+    seen = model.view(images.permute(0, 2, 3, 1))
+    assert seen.dtype == torch.uint8 and seen.equal(((total + pool * pool // 2) // (pool * pool)).to(torch.uint8))
+    assert model(images).equal(model(seen.permute(0, 3, 1, 2))), "seen by the loader or by the model itself"
+
+
 def test_the_batch_is_left_as_it_was() -> None:
     for images in (patches(2), patches(2).float()):
         before = images.clone()
@@ -68,7 +81,7 @@ def test_uint8_and_float_patches_score_alike() -> None:
 
 
 def test_normalisation_is_that_of_its_statistics() -> None:
-    classifier = Classifier(nn.Identity(), STATISTICS["mean"], STATISTICS["std"], 96)
+    classifier = Classifier(nn.Identity(), STATISTICS["mean"], STATISTICS["std"], crop=96)
     image = torch.tensor([120, 160, 100], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 96, 96)
     assert classifier(image)[0, :, 5, 5].tolist() == [0.0, 1.0, -1.0]
     assert {"mean", "std"} <= set(built(MODELS["mlp"]).state_dict()), "saved with the weights"
@@ -82,7 +95,7 @@ def test_a_cnn_stays_channels_last_to_the_end() -> None:
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
             module.register_forward_hook(lambda module, inputs, output: seen.append(output))
     model(patches(4))
-    assert len(seen) == 10
+    assert len(seen) == 9
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in seen)
 
 
@@ -111,3 +124,14 @@ def test_weights_stay_under_100_mb(model: Model) -> None:
     assert weights < 100e6
     if model.name == "cnn":
         assert 1.2e6 < weights < 1.3e6, "0.31 M weights, as the docstring says"
+
+
+@pytest.mark.parametrize("pool", [2, 3, 4])
+def test_pooling_is_the_rounded_mean(pool: int) -> None:
+    model, images = built(Model(name="cnn", crop=48, pool=pool, width=4)), patches(3)
+    seen = model.view(images.permute(0, 2, 3, 1))
+    inside = images[..., 24:72, 24:72].double()
+    expected = torch.nn.functional.avg_pool2d(inside, pool).permute(0, 2, 3, 1)
+    assert seen.shape == (3, 48 // pool, 48 // pool, 3)
+    assert (seen.double() - expected).abs().max() <= 0.5
+    assert model(images).equal(model(seen.permute(0, 3, 1, 2))), "the loader may apply the view first"

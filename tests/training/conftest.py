@@ -12,6 +12,7 @@ import pytest
 
 from pcamlib.config import Config, parse
 from pcamlib.data.layout import split_path
+from pcamlib.seeding import seed_everything
 
 #: One thread, a small square, a network of 25 thousand weights: a step takes about 3 ms.
 TINY: dict[str, Any] = {
@@ -31,6 +32,12 @@ def write_split(folder: Path, split: str, labels: np.ndarray, seed: int, gap: fl
         file["x"] = images.clip(0, 255).astype(np.uint8)
     with h5py.File(split_path(folder, split, "y"), "w") as file:
         file["y"] = labels.astype(np.uint8).reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> None:
+    """torch imports its compiler when first asked for determinism: 2 s that no time limit here is meant to see."""
+    seed_everything(0)
 
 
 @pytest.fixture(scope="session")

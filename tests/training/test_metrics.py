@@ -218,3 +218,13 @@ def test_alarm_when_a_constant_is_better() -> None:
     for name in ("accuracy", "f1", "f2", "auc", "pr_auc", "nll"):
         assert f"{name} " in backwards
     assert "ece" not in backwards, "a constant at the prevalence is calibrated; that is no rival"
+
+
+def test_as_text_for_a_terminal() -> None:
+    labels, probability = good()
+    lines = metrics.text(metrics.report(labels, 1 - probability, resamples=20)).splitlines()
+    assert lines[0] == f"n = 2,000 patches, {labels.sum():,} tumour, threshold 0.5"
+    assert [line.split()[0] for line in lines[1:8]] == list(metrics.METRICS)
+    assert "95 % interval" in lines[1] and "always tumour" in lines[1]
+    assert lines[8].startswith("confusion  tn ") and all(line.startswith("ALARM ") for line in lines[9:])
+    assert len(lines) > 9

@@ -309,7 +309,9 @@ def test_a_resumed_run_says_that_its_promise_ended(tiny: Any, data: Path, tmp_pa
     assert found[0].what == "machine.capability" and {entry.kind for entry in found} == {"provenance"}
 
 
-def test_another_cpu_capability_is_named_first(tiny: Any, data: Path, tmp_path: Path) -> None:
+def test_a_fresh_interpreter_is_a_twin_and_another_cpu_capability_is_named_first(
+    straight: Any, tiny: Any, data: Path, tmp_path: Path
+) -> None:
     """Two fresh interpreters with other string hashes; one of them is told to use no vector instructions."""
     (tmp_path / "config.yaml").write_text(tiny(*ITEMS).yaml(), encoding="utf-8")
     code = "import sys; from pcamlib import config; from pcamlib.training.loop import train; "
@@ -324,6 +326,7 @@ def test_another_cpu_capability_is_named_first(tiny: Any, data: Path, tmp_path: 
         fresh("plain", PYTHONHASHSEED="2", ATEN_CPU_CAPABILITY="default"),
     ]
     assert [process.wait(120) for process in started] == [0, 0]
+    assert differing(runs.open_run(tmp_path / "native"), straight(tiny(*ITEMS))) == []
     found = causes_and_effects(runs.open_run(tmp_path / "native"), runs.open_run(tmp_path / "plain"))
     assert (found[0].kind, found[0].what) == ("provenance", "machine.capability")
     assert "DEFAULT" in found[0].b and "ATEN_CPU_CAPABILITY=default" in found[0].b
