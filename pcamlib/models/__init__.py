@@ -23,8 +23,8 @@ class Classifier(nn.Module):
         flat: hand the network NHWC images, whose flattening is free (an MLP does not care about pixel order).
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(
         self,
@@ -38,8 +38,10 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.crop, self.pool, self.flat = network, crop, pool, flat
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+        # rounded to bf16 (0.4 % at most), so that a bf16 pass over uint8 pixels gives the float32 one, rounded
+        scale = torch.tensor(std, dtype=torch.float32).reciprocal().bfloat16().float()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float32) * scale).bfloat16().float())
 
     def view(self, images: torch.Tensor) -> torch.Tensor:
         """What the network sees: (B, S, S, 3) uint8 with S >= crop -> (B, crop / pool, crop / pool, 3) uint8.
@@ -68,9 +70,14 @@ class Classifier(nn.Module):
         """
         if images.shape[-1] != self.crop // self.pool:
             images = self.view(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = images.float().sub_(self.mean) if images.dtype == torch.uint8 else images.float() - self.mean
-        x = x.div_(self.std).contiguous(memory_format=torch.channels_last)
-        return self.network(x.permute(0, 2, 3, 1) if self.flat else x).float()
+        kind = images.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        count, _, height, width = images.shape
+        # by whole rows of pixels: broadcasting over 3 channels in the innermost place is 5 times slower
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * 3).to(dtype)
+        x = torch.addcmul(self.shift.to(dtype).repeat(width), rows, self.scale.to(dtype).repeat(width))
+        x = x.view(count, height, width, 3)
+        return self.network(x if self.flat else x.permute(0, 3, 1, 2)).float()
 
 
 def build(model: Model, statistics: dict[str, Sequence[float]]) -> Classifier:

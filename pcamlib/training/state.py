@@ -155,7 +155,10 @@ class Training:
         loss = functional.cross_entropy(logits, batch.labels, label_smoothing=settings.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip or math.inf)
+        weights = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if settings.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(weights, settings.grad_clip, norm)
         value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             rows = ", ".join(map(str, batch.rows[:8]))
