@@ -70,51 +70,23 @@ class Condition:
 
 BASE = Condition()
 
-#: (source, without control: a pair of conditions, with control: a pair, what the control is)
-SOURCES: tuple[tuple[str, tuple[Condition, Condition], tuple[Condition, Condition], str], ...] = (
-    (
-        "random seed",
-        (replace(BASE, seed=None), replace(BASE, seed=None)),
-        (BASE, BASE),
-        "seed_everything(config.seed)",
-    ),
-    (
-        "sampling order",
-        (replace(BASE, order_seed=None), replace(BASE, order_seed=None)),
-        (BASE, BASE),
-        "the sampler's own generator, seeded",
-    ),
-    (
-        "worker count, augmentation from the global generator",
-        (replace(BASE, augmentation="global"), replace(BASE, augmentation="global", workers=2)),
-        (BASE, replace(BASE, workers=2)),
-        "draws keyed by (seed, epoch, patch index)",
-    ),
-    (
-        "thread count",
-        (BASE, replace(BASE, threads=2)),
-        (replace(BASE, threads=2), replace(BASE, threads=2)),
-        "train.threads fixed and recorded",
-    ),
-    (
-        "algorithm choice (kernels of another CPU)",
-        (BASE, replace(BASE, capability="default")),
-        (BASE, BASE),
-        "CPU capability recorded; no promise across it",
-    ),
-    (
-        "resume with the weights alone",
-        (BASE, replace(BASE, resume_at=5, resume="weights")),
-        (BASE, replace(BASE, resume_at=5)),
-        "optimiser and generators in the checkpoint",
-    ),
-    (
-        "deterministic algorithms switched off",
-        (BASE, replace(BASE, deterministic=False)),
-        (BASE, BASE),
-        "deterministic kernels, in seed_everything",
-    ),
+# fmt: off
+#: Source; what two conditions differ from `BASE` in without its control, and with it; the control.
+SOURCES: tuple[tuple[str, tuple[dict[str, Any], ...], tuple[dict[str, Any], ...], str], ...] = (
+    ("random seed", ({"seed": None}, {"seed": None}), ({}, {}), "seed_everything(config.seed)"),
+    ("sampling order", ({"order_seed": None}, {"order_seed": None}), ({}, {}), "the sampler's own generator, seeded"),
+    ("worker count, augmentation from the global generator",
+     ({"augmentation": "global"}, {"augmentation": "global", "workers": 2}), ({}, {"workers": 2}),
+     "draws keyed by (seed, epoch, patch index)"),
+    ("thread count", ({}, {"threads": 2}), ({"threads": 2}, {"threads": 2}), "train.threads fixed and recorded"),
+    ("algorithm choice (kernels of another CPU)", ({}, {"capability": "default"}), ({}, {}),
+     "CPU capability recorded; no promise across it"),
+    ("resume with the weights alone", ({}, {"resume_at": 5, "resume": "weights"}), ({}, {"resume_at": 5}),
+     "optimiser and generators in the checkpoint"),
+    ("deterministic algorithms switched off", ({}, {"deterministic": False}), ({}, {}),
+     "deterministic kernels, in seed_everything"),
 )
+# fmt: on
 
 
 def trajectory(data: str | Path, condition: Condition, steps: int, batch_size: int = 32) -> list[dict[str, str]]:
@@ -218,12 +190,11 @@ def source_table(data: str | Path, steps: int = 12, report: Callable[[str], None
         equal with control.
     """
 
-    def asked(pair: tuple[Condition, Condition]) -> tuple[tuple[Condition, int], tuple[Condition, int]]:
-        return (pair[0], 0), (pair[1], int(pair[0] == pair[1]))  # a condition against itself needs a second training
+    def asked(changes: tuple[dict[str, Any], ...]) -> tuple[tuple[Condition, int], ...]:
+        a, b = (replace(BASE, **change) for change in changes)
+        return (a, 0), (b, int(a == b))  # a condition against itself needs a second training
 
-    wanted = list(
-        dict.fromkeys(key for _, loose, tight, _ in SOURCES for pair in (loose, tight) for key in asked(pair))
-    )
+    wanted = list(dict.fromkeys(key for _, *pairs, _ in SOURCES for pair in pairs for key in asked(pair)))
     report(f"{len(wanted)} trainings of {steps} steps, each in a new process")
     found = dict(zip(wanted, measured(data, [condition for condition, _ in wanted], steps), strict=True))
     rows = []
