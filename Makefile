@@ -50,9 +50,11 @@ unit: $(READY)  ## pytest, with the coverage of pcamlib
 	@echo "==> tests"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS) --cov=pcamlib --cov-report=term --cov-fail-under=85
 
-nbval: $(READY)  ## run the notebooks and compare the cells marked NBVAL_CHECK_OUTPUT
+nbval: $(READY)  ## run the notebooks; compare the cells marked NBVAL_CHECK_OUTPUT, and the data of the figures
 	@echo "==> notebooks"
-	@PCAM_DATA= $(BIN)/pytest -p no:cacheprovider --nbval-lax notebooks
+	@rm -rf runs/scratch
+	@PCAM_DATA= PCAM_COURSE= $(BIN)/pytest -p no:cacheprovider --timeout=600 --nbval-lax notebooks
+	@PCAM_FIGURES=runs/scratch $(BIN)/pytest -p no:cacheprovider tests/notebooks/test_figure_gate.py
 
 lab: $(READY)  ## JupyterLab on notebooks/
 	@$(BIN)/jupyter lab notebooks

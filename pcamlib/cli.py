@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pcamlib.errors import PcamError
+from pcamlib.sources import ROOT
 
 app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 data_app = typer.Typer(help="Fetch, generate and describe patches.", no_args_is_help=True)
@@ -35,7 +36,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 @data_app.command("fetch")
 def data_fetch(folder: Path) -> None:
-    """Download the nine official files (6.3 GB packed), verified, resumed where a download broke off."""
+    """Download the nine official files (7.5 GiB packed), verified, resumed where a download broke off."""
     from pcamlib.data.fetch import fetch
 
     fetch(folder)
@@ -85,10 +86,11 @@ def train(
     from pcamlib.training import loop
 
     items = list(overrides or [])
-    if time_limit is not None:
-        items += ["train.epochs=null", "train.steps=null", f"train.time_limit={float(time_limit)}"]
-    folder = data_folder(data)
-    settings = config.parse(config.recipe(recipe), [f"data.dir={folder.resolve()}", *items])
+    if time_limit is not None:  # instead of the recipe's length, not of one given here
+        items = ["train.epochs=null", "train.steps=null", f"train.time_limit={float(time_limit)}", *items]
+    settings = config.parse(config.recipe(recipe), items)  # before any data are made
+    folder = data_folder(data or settings.data.dir)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"dir": str(folder.resolve())})})
     loop.train(settings, folder, out or Path("runs") / f"{Path(recipe).stem}-{now().replace(':', '')[:17]}")
 
 
@@ -111,7 +113,7 @@ def evaluate(run: Path, split: str = "valid", data: DataOption = None) -> None:
 
 
 @runs_app.command("list")
-def runs_list(folder: Path = Path("runs")) -> None:
+def runs_list(folder: Annotated[Path, typer.Argument()] = Path("runs")) -> None:
     """Every run below a folder: model, steps, best validation score, state."""
     from pcamlib.training import runs
 
@@ -141,7 +143,7 @@ def notebook_run(
         list[str] | None, typer.Option("-p", help="name=value, checked before the kernel starts.")
     ] = None,
     data: DataOption = None,
-    root: RootOption = Path(),
+    root: RootOption = ROOT,
     force: Annotated[bool, typer.Option(help="Run also when nothing changed.")] = False,
 ) -> None:
     """Execute one notebook; its evidence goes into the journal under --root."""
@@ -152,7 +154,7 @@ def notebook_run(
 
 @journal_app.command("make")
 def journal_make(
-    scale: ScaleOption = "smoke", data: DataOption = None, root: RootOption = Path(), name: str = "assignment_2"
+    scale: ScaleOption = "smoke", data: DataOption = None, root: RootOption = ROOT, name: str = "assignment_2"
 ) -> None:
     """Execute what is stale, render JOURNAL.md and its HTML page, say what is still open."""
     from pcamlib import make
@@ -161,7 +163,7 @@ def journal_make(
 
 
 @journal_app.command("render")
-def journal_render(name: str = "assignment_2", root: RootOption = Path()) -> None:
+def journal_render(name: str = "assignment_2", root: RootOption = ROOT) -> None:
     """Render JOURNAL.md and JOURNAL.html from the evidence as it is."""
     from pcamlib.journal.render import render
 
@@ -172,7 +174,7 @@ def journal_render(name: str = "assignment_2", root: RootOption = Path()) -> Non
 @journal_app.command("check")
 def journal_check(
     name: str = "assignment_2",
-    root: RootOption = Path(),
+    root: RootOption = ROOT,
     strict: Annotated[bool, typer.Option(help="Open places count as faults.")] = False,
 ) -> None:
     """List what is open, stale, missing or typed by hand; exit code 1 when something is wrong."""

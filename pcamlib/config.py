@@ -43,7 +43,8 @@ class Loader(Strict):
     batch_size: int = Field(128, gt=0)
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     augment: list[Literal["d4", "stain"]] = []
-    stain_strength: float = Field(0.05, ge=0, le=0.5, description="sd of the optical-density gain and offset")
+    stain_strength: float = Field(0.05, ge=0, le=0.5, description="of the optical-density gains and offsets")
+    resident: bool = Field(False, description="keep the train patches in device memory; a batch is then an index")
 
 
 class Model(Strict):
@@ -120,7 +121,7 @@ class Tracking(Strict):
 class Config(Strict):
     """A whole run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
     loader: Loader = Loader()
     model: Model = Model()
@@ -153,8 +154,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(value).__name__}")
     return value

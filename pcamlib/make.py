@@ -38,10 +38,13 @@ def _execute(
     given = {name: value for name, value in {**inputs, "root": str(root)}.items() if name in declared}
     output = root / "runs" / "notebooks" / path.name
     if force:
-        output.with_suffix(".json").unlink(missing_ok=True)
+        output.with_name(f"{output.name}.json").unlink(missing_ok=True)  # the stamp of its last run
 
     def products() -> list[Path]:
-        claims = evidence.records(root)[path.stem].evidence
+        made = evidence.records(root)
+        if path.stem not in made:
+            raise NotebookError(f"{path.stem}: ran to its end but left no evidence under {root}")
+        claims = made[path.stem].evidence
         files = [root / file for claim in claims for file in claim.files]
         return [root / "journal" / "evidence" / f"{path.stem}.json", *files]
 
@@ -74,8 +77,11 @@ def notebook(
     path = front.find(name)
     jobs = scale.load(scale_name)
     if path.stem not in jobs:
-        raise NotebookError(f"{path.stem} has no job in papermill_jobs/{scale_name}.yaml{nearest(path.stem, jobs)}")
+        raise NotebookError(f"{path.stem} has no job at scale {scale_name}{nearest(path.stem, jobs)}")
     more = parameters.parse_assignments(path, assignments)
+    for reserved, option in (("data_dir", "--data DIR"), ("course_dir", "PCAM_COURSE=DIR"), ("root", "--root DIR")):
+        if reserved in more:  # their fingerprints decide what is stale
+            raise NotebookError(f"{path.stem}: parameter {reserved} is set by {option} here, not by -p")
     parameters.validate_parameters(path, {**jobs[path.stem].parameters, **more})  # before any data are made
     inputs, prints = _inputs(data, report)
     outcome = _execute(path, jobs[path.stem], root.resolve(), inputs, prints, more, force, report)

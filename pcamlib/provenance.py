@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pcamlib.seeding import cores
 from pcamlib.sources import ROOT, package_digest
 
 #: Dotted keys of a provenance record that together fix the result, in the order in which a difference is reported.
@@ -85,7 +86,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "host": socket.gethostname(),
         "device": device,
         "device_name": name,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "capability": capability(),
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),

@@ -28,12 +28,17 @@ def seed_everything(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def cores() -> int:
+    """Cores that this process may use; macOS knows only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(threads: int | None) -> int:
-    """Fix torch's intra-op threads (None: the cores this process may use); returns the count, part of the promise.
+    """Fix torch's intra-op threads (None: $OMP_NUM_THREADS, else the cores this process may use); returns the count.
 
     Sums split over another number of threads round differently: 1 and 2 threads give different weights.
     """
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or int(os.environ.get("OMP_NUM_THREADS") or cores())
     torch.set_num_threads(count)
     return count
 

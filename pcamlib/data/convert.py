@@ -49,8 +49,10 @@ class Scan:
 
 def cache_dir(source: Path) -> Path:
     """$PCAM_CACHE; else `.pcam-cache` beside the data; else, where that cannot be written, ~/.cache/pcam."""
-    if "PCAM_CACHE" in os.environ:
+    if os.environ.get("PCAM_CACHE"):
         return Path(os.environ["PCAM_CACHE"])
+    if source.parent.name == ".pcam-cache":  # unpacked there
+        return source.parent
     beside = source.parent / ".pcam-cache"
     return beside if writable(beside) else Path.home() / ".cache" / "pcam"
 
@@ -126,7 +128,7 @@ def to_uint8(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (B, 96, 96, 3) uint8: rounded, clipped to 0..255, NaN as 0; and (B,) uint8 flags.
     """
     values = torch.from_numpy(block).flatten(1)
-    low, high = torch.aminmax(values, dim=1)  # NaN in a row makes both NaN
+    low, high = values.amin(1), values.amax(1)  # NaN in a row makes both NaN; aminmax is 20 times slower on uint8
     nan = torch.isnan(low) if values.is_floating_point() else torch.zeros(len(low), dtype=torch.bool)
     flags = torch.zeros(len(low), dtype=torch.uint8)
     if values.is_floating_point():
@@ -161,6 +163,9 @@ def scan(stored: Stored, report: Callable[[str], None] = lambda line: None) -> S
         whole = target is None or (copy.is_file() and copy.stat().st_size == total * PATCH_BYTES)
         if whole and marks.is_file() and marks.stat().st_size == total:
             return Scan(known["pixels"], np.fromfile(marks, np.uint8), target)
+    if entry.parent == stored.path.parent / ".pcam-cache":  # a replaced file leaves nothing behind
+        for old in entry.parent.glob(f"{entry.name.rpartition('-')[0]}-*"):
+            old.unlink(missing_ok=True)
     if target is None:
         pixels, flags = _pass(stored, None, report)
     else:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pcamlib.data import layout
 from pcamlib.data.flaws import course_like
 from pcamlib.data.synthetic import generate
 from pcamlib.errors import DataError
@@ -48,5 +49,11 @@ def course_folder(data: Path, given: str | Path | None = None) -> Path | None:
         return data_folder(chosen)
     if data != SYNTHETIC:
         return None
-    course_like(SYNTHETIC, COURSE, seed=0)
+    made = all(layout.split_path(folder, "train", "x").exists() for folder in (SYNTHETIC, COURSE))
+    same = (
+        made
+        and len({str(layout.inspect(layout.split_path(f, "train", "x"), "x").synthetic) for f in (data, COURSE)}) == 1
+    )
+    if not (same and (COURSE / "truth.json").exists()):
+        course_like(SYNTHETIC, COURSE, seed=0)
     return COURSE

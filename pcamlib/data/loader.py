@@ -64,7 +64,7 @@ class Loader:
 
     Args:
         patches: an opened split, with labels.
-        rows: (M,) rows to use; None: all valid ones.
+        rows: (M,) rows to use, as from `Patches.rows`, which scans the file once; None: every row, without a scan.
         batch_size: patches a batch; the last one of an epoch may be smaller.
         sampler: "shuffle", "balanced", or "sequential" (evaluation).
         seed: keys order and augmentation.
@@ -93,7 +93,7 @@ class Loader:
     ) -> None:
         if patches.labels is None:
             raise DataError(f"{patches.stored.path}: this split has no labels; it can be predicted, not trained on")
-        self.rows = patches.rows() if rows is None else np.asarray(rows, np.int64)
+        self.rows = np.arange(len(patches)) if rows is None else np.asarray(rows, np.int64)
         if len(self.rows) == 0:
             raise DataError(f"{patches.stored.path}: no valid patch is left to load")
         self.patches, self.batch_size, self.sampler, self.seed = patches, batch_size, sampler, seed

@@ -111,7 +111,7 @@ class Plan:
         key = f"{split}/{kind}" if source in (None, split) else f"{source}>{split}/{kind}"
         self.truth.rows[key] = np.concatenate([self.truth.rows[key], rows]) if key in self.truth.rows else rows
         if edit is not None:
-            self.edits[split].update({int(row): (edit, i) for i, row in enumerate(rows.reshape(len(rows), -1)[:, -1])})
+            self.edits[split].update({int(row): (edit, i) for i, row in enumerate(np.atleast_2d(rows.T)[-1])})
 
     def write(
         self, dest: str | Path, *, float32: tuple[str, ...] = (), unlabelled: tuple[str, ...] = (), meta: bool = True

@@ -23,7 +23,7 @@ CHANNELS = ("red", "green", "blue")
 def opened(folder: Path) -> dict[str, Patches]:
     """The splits of a folder that have an x file."""
     present = [s for s in layout.SPLITS if any(layout.split_path(folder, s, "x").parent.glob(f"*_{s}_x.h5*"))]
-    return {split: open_split(folder, split) for split in present}
+    return {split: open_split(folder, split) for split in present or layout.SPLITS}  # none: says what is missing
 
 
 def split_table(splits: dict[str, Patches]) -> pd.DataFrame:
@@ -69,10 +69,10 @@ def sampler_table(labels: np.ndarray, batch_size: int = 32, seed: int = 0) -> tu
     for kind, share in (("shuffle", float(labels.mean())), ("balanced", 0.5)):
         found = sampling.positives_per_batch(labels, sampling.order(kind, labels, seed, 0), batch_size)
         counts[kind] = found.tolist()
-        mean, error = float(found.mean()), 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5
-        interval = [round(mean - error, 2), round(mean + error, 2)]
-        rows.append({"sampler": kind, "expected": round(batch_size * share, 2), "counted": round(mean, 2),
-                     "interval": interval, "batches": len(found)})  # fmt: skip
+        low, high = np.percentile(found, [2.5, 97.5])  # of batches: the mean of a whole shuffled epoch has no spread
+        mean = round(float(found.mean()), 2)
+        rows.append({"sampler": kind, "expected": round(batch_size * share, 2), "counted": mean,
+                     "95 % of batches": [float(low), float(high)], "batches": len(found)})  # fmt: skip
     return pd.DataFrame(rows), counts
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pcamlib import provenance, seeding, sources
@@ -27,7 +29,7 @@ def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[s
         config.digest(),
         sources.digests(Path(loop.__file__)),
         [open_split(data, split).fingerprint for split in ("train", "valid")],
-        [torch.__version__, provenance.capability(), threads],
+        [torch.__version__, np.__version__, provenance.capability(), threads, os.environ.get("WORLD_SIZE", "1")],
     ]
     path = folder / f"{name}-{digest(basis)[:8]}"
     for old in folder.glob(f"{name}-????????"):

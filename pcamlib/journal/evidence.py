@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from pcamlib import provenance, sources
 from pcamlib.errors import EvidenceError, PcamError
-from pcamlib.files import atomic_path, digest, read_json, sha256_file, write_text
+from pcamlib.files import atomic_path, digest, read_json, sha256_file, write_json
 from pcamlib.journal.claims import Evidence, Kind, Record, parse, show
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Recorder:
             claim = self._found[key]
             with atomic_path(self.root / claim.image) as part:
                 part.write_bytes(image)
-            _write_json(self.root / claim.data, data)
+            write_json(self.root / claim.data, data)
             files = {file: sha256_file(self.root / file) for file in claim.files}
             self._found[key] = claim.model_copy(update={"files": files})
         record = Record(
@@ -175,7 +175,7 @@ class Recorder:
             digest=digest([claim.model_dump(mode="json") for claim in self._found.values()]),
             evidence=list(self._found.values()),
         )
-        _write_json(path, record.model_dump(mode="json"))
+        write_json(path, record.model_dump(mode="json"))
         for file in old - _figure_files(path.parent.glob("*.json")):
             (self.root / file).unlink(missing_ok=True)
         kinds: Counter[str] = Counter(claim.kind for claim in self._found.values())
@@ -240,24 +240,6 @@ def load(root: str | Path) -> dict[str, Evidence]:
     return {claim.key: claim for record in records(root).values() for claim in record.evidence}
 
 
-def compare_figures(old: str | Path, new: str | Path, rtol: float = 1e-4) -> list[str]:
-    """What differs between the data of two figures: one line for each series, with the first place that differs.
-
-    Args:
-        old: a figure's JSON.
-        new: the other one.
-        rtol: tolerated difference of two numbers, relative to the larger; all else must be equal.
-    """
-    left, right = (read_json(path)["series"] for path in (old, new))
-    lines = []
-    for name in {**left, **right}:
-        if name not in left or name not in right:
-            lines.append(f"series '{name}' is only in the {'new' if name in right else 'old'} figure")
-        elif place := _first_difference(left[name], right[name], rtol):
-            lines.append(f"series '{name}'{place}")
-    return lines
-
-
 def _without_folder(value: Any) -> Any:
     text = str(value) if isinstance(value, str | Path) else ""
     return Path(text).name if text.startswith(("/", "~")) else _plain(value, "parameters")
@@ -278,11 +260,6 @@ def _plain(value: Any, key: str) -> Any:
     raise EvidenceError(f"evidence '{key}': {type(value).__name__} cannot be stored; give numbers and text")
 
 
-def _write_json(path: Path, value: Any) -> None:
-    """As `files.write_json`, but columns and series keep their order."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
@@ -301,15 +278,3 @@ def _figure_files(paths: Iterable[Path]) -> set[str]:
             continue
         files |= {file for entry in entries if entry.kind == "figure" for file in entry.files}
     return files
-
-
-def _first_difference(old: Any, new: Any, rtol: float) -> str:
-    """`[place]: old is now new` for the first difference of two nested lists, or nothing."""
-    if isinstance(old, list) and isinstance(new, list):
-        if len(old) != len(new):
-            return f": {len(old)} entries are now {len(new)}"
-        found = ((i, _first_difference(a, b, rtol)) for i, (a, b) in enumerate(zip(old, new, strict=True)))
-        return next((f"[{i}]{rest}" for i, rest in found if rest), "")
-    numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (old, new)]
-    same = math.isclose(old, new, rel_tol=rtol, abs_tol=rtol * 1e-6) if all(numbers) else old == new
-    return "" if same else f": {show(old, 6)} is now {show(new, 6)}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from pcamlib import provenance, seeding
 from pcamlib.config import Config
 from pcamlib.data.patches import open_split
-from pcamlib.errors import RunError
+from pcamlib.errors import CheckpointError, PcamError, RunError
 from pcamlib.files import write_json
 from pcamlib.training import checkpoint, metrics, runs
 from pcamlib.training.evaluate import evaluate
@@ -71,12 +71,13 @@ def train(
             if key.startswith(provenance.PROMISE):
                 report(f"bitwise equality with the first attempt ends here: {key} was {before}, is {after}")
         report(_banner(state, run))
-        status = "failed"
         try:
             _steps(state, run, attempt, started, report, on_step)
-            status = "ok"
-        finally:
-            runs.end(run, status)
+        except BaseException:
+            with suppress(PcamError):  # a full disk is reported by what met it first
+                runs.end(run, "failed")
+            raise
+        runs.end(run, "ok")
         return run
 
 
@@ -128,13 +129,8 @@ def _steps(
                 row = state.step(batch, min(share, 1.0))
                 progress.step += 1
                 progress.elapsed = earlier + time.monotonic() - started
-                row = {
-                    "step": progress.step,
-                    **row,
-                    "epoch": state.loader.epoch,
-                    "seconds": progress.elapsed,
-                    "attempt": attempt,
-                }
+                row = {"step": progress.step, **row, "epoch": state.loader.epoch}
+                row |= {"seconds": progress.elapsed, "attempt": attempt}
                 over = _over(state)
                 if progress.step % evaluate_every == 0 or over:
                     row |= _evaluate(state, run)
@@ -163,6 +159,8 @@ def _over(state: Training) -> bool:
 def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
     """Point metrics on the validation split; keeps the weights when they are the best so far."""
     predictions = evaluate(state.model, state.valid, precision=state.precision, device=state.device)
+    if not np.isfinite(predictions.probability).all():
+        raise RunError(f"step {state.progress.step}: the weights give NaN; lower optimizer.lr or set train.grad_clip")
     point = metrics.scores(predictions.label, predictions.probability, np.ones((1, len(predictions.label))))
     found = {f"valid_{name}": float(point[name][0]) for name in ("auc", "nll", "accuracy")}
     score = found["valid_auc"] if state.config.train.select == "auc" else -found["valid_nll"]
@@ -188,10 +186,11 @@ def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> No
     """Predictions of the best weights, the report computed from them, SUCCESS."""
     final = checkpoint.weights_digest(state.model)
     model = load_classifier(run.best)[0].to(state.device)
-    result = run.save_predictions(evaluate(model, state.valid, precision=state.precision, device=state.device))
+    progress = state.progress
+    predictions = evaluate(model, state.valid, precision=state.precision, device=state.device)
+    result = run.save_predictions(predictions, "valid", progress.evaluations)
     for sentence in result["alarms"]:
         report(f"  ALARM {sentence}")
-    progress = state.progress
     summary = {
         "steps": progress.step,
         "seconds": progress.elapsed,
@@ -215,6 +214,8 @@ def resume(out: str | Path, folder: str | Path | None = None, **options: Any) ->
 def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None = None) -> dict[str, Any]:
     """Predict a split with the run's best weights, store predictions and report in the run folder.
 
+    Patches other than those the run was trained and validated on go under a name with their fingerprint.
+
     Args:
         run: a run with a best checkpoint.
         split: "train", "valid" or "test".
@@ -232,9 +233,16 @@ def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None 
     patches = open_split(_folder(run, folder), split)
     device = choose_device(config.train.device)
     seeding.set_threads(config.train.threads)
-    model = load_classifier(run.best)[0].to(device)
+    model, meta = load_classifier(run.best)
+    if meta["model"] != config.model.model_dump():
+        raise CheckpointError(f"{run.best}: a checkpoint of another model than the one in the run's config.yaml")
     precision = choose_precision(config.train.precision, device)
-    return run.save_predictions(evaluate(model, patches, precision=precision, device=device))
+    predictions = evaluate(model.to(device), patches, precision=precision, device=device)
+    own = run.provenance["data"].get(split, predictions.fingerprint) == predictions.fingerprint
+    chosen_on = (run.success or {}).get("evaluations", 0) if own and split == "valid" else 0
+    with run.lock():
+        name = split if own else f"{split}-{predictions.fingerprint[:8]}"
+        return run.save_predictions(predictions, name, chosen_on)
 
 
 def _folder(run: runs.Run, given: str | Path | None) -> str | Path:

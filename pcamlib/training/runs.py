@@ -18,7 +18,7 @@ from typing import Any
 
 from pcamlib import provenance
 from pcamlib.config import Config, parse, read_yaml
-from pcamlib.errors import RunError
+from pcamlib.errors import PcamError, RunError
 from pcamlib.files import read_json, write_json, write_text
 from pcamlib.training import checkpoint
 from pcamlib.training.evaluate import Predictions
@@ -73,18 +73,25 @@ class Run:
         """Stored predictions of a split."""
         return Predictions.load(self.path / f"predictions_{split}.npz")
 
-    def save_predictions(self, predictions: Predictions) -> dict[str, Any]:
-        """Store predictions and the report computed from them; returns the report."""
-        predictions.save(self.path / f"predictions_{predictions.split}.npz")
-        report = predictions.report()
-        write_json(self.path / f"report_{predictions.split}.json", report)
+    def save_predictions(self, predictions: Predictions, name: str, evaluations: int) -> dict[str, Any]:
+        """Store predictions and the report computed from them under `name`; returns the report.
+
+        `evaluations` is how often the weights were chosen from on this split: each look flatters the score a little.
+        """
+        predictions.save(self.path / f"predictions_{name}.npz")
+        report = {**predictions.report(), "best_of": evaluations}
+        write_json(self.path / f"report_{name}.json", report)
         return report
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process: two jobs never write the same run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as handle:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / ".lock", "w")  # noqa: SIM115 - closed by the with below
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -117,6 +124,8 @@ def free(path: str | Path) -> Run:
         raise RunError(f"{path}: already holds a finished run; choose another --out")
     if run.last.exists():
         raise RunError(f"{path}: already holds an unfinished run; `pcam resume {path}` continues it")
+    if run.path.is_dir() and any(run.path.iterdir()) and not (run.path / ".lock").exists():
+        raise RunError(f"{path}: holds something else than a run; choose another --out")
     return run
 
 
@@ -189,7 +198,7 @@ def diff(a: Run, b: Run) -> list[Difference]:
 def verdict(found: list[Difference]) -> list[str]:
     """Differences as lines for people: the first thing that differs, what follows from it, where the promise ends."""
     if not found:
-        return ["bitwise equal: metrics and every tensor of the last checkpoint"]
+        return ["no difference: the metrics and, where there are any, all tensors of the last checkpoints are equal"]
     causes = [d for d in found if d.kind in ("config", "provenance")]
     effects = [d for d in found if d.kind in ("metrics", "weights")]
     lines = [f"first difference: {found[0]}"]
@@ -211,7 +220,11 @@ def summary(found: list[Run]) -> list[str]:
     """One line a run: name, model, steps, best validation score, state."""
     lines = []
     for run in found:
-        done, config = run.success, run.config
+        try:
+            done, config = run.success, run.config
+        except PcamError as error:
+            lines.append(f"{run.path}  unreadable: {error}")
+            continue
         rows = run.metrics()
         scores = [row["valid_auc"] for row in rows if "valid_auc" in row]
         best = f"best valid AUC {max(scores):.4f}" if scores else "no evaluation yet"
@@ -235,9 +248,12 @@ def _metric_difference(a: Run, b: Run) -> list[Difference]:
 
 
 def _weight_difference(a: Run, b: Run) -> list[Difference]:
-    if not (a.last.exists() and b.last.exists()):
+    if not (a.last.exists() or b.last.exists()):
         return []
-    left, right = (checkpoint.split(checkpoint.load(run.last)[0], "model") for run in (a, b))
+    if not (a.last.exists() and b.last.exists()):
+        there = ("there" if run.last.exists() else "missing" for run in (a, b))
+        return [Difference("weights", "checkpoints/last.safetensors", *there)]
+    left, right = (checkpoint.load(run.last)[0] for run in (a, b))  # weights, optimiser, generators
     found = []
     for name in dict.fromkeys([*left, *right]):
         one, other = left.get(name), right.get(name)

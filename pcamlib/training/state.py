@@ -90,6 +90,7 @@ class Training:
             view=self.model.view,
             device=self.device,
             pin=self.device == "cuda",
+            resident=config.loader.resident,
         )
         self.progress = Progress()
         epochs = config.train.epochs

@@ -53,6 +53,7 @@ def data_evidence(root: Path, synthetic: bool) -> Recorder:
     evidence.table("data.normalisation", [{"channel": c, "mean": 0.7, "sd": 0.2} for c in "RGB"], n=20000)
     evidence.table("data.sampler.positives", [{"sampler": "balanced", "expected": 16, "measured": 15.9}])
     evidence.figure("data.mlp.loss", plot(), {"train": [0.7, 0.6, 0.5]}, caption="The loss.")
+    evidence.value("data.mlp.epochs", 3)
     evidence.metric("data.mlp.auc", 0.81, **METRIC, seeds=(0,), runs={"mlp-0": "c" * 64})
     return evidence
 
@@ -65,11 +66,11 @@ def reproducibility_evidence(root: Path, synthetic: bool, equal: bool = True) ->
         [
             {
                 "source": source,
-                "switched on": "another seed",
                 "equal weights": same,
                 "first differing step": None if same else 1,
                 "first differing tensor": None if same else "layer.weight",
                 "control": "seed_everything",
+                "equal with control": True,
             }
             for source, same in (("seed", False), ("workers", True), ("threads", False))
         ],
@@ -77,7 +78,9 @@ def reproducibility_evidence(root: Path, synthetic: bool, equal: bool = True) ->
     evidence.value("repro.twins.equal", equal, runs={"a": "d" * 64, "b": "d" * 64 if equal else "e" * 64})
     evidence.table("repro.twins.table", [{"step": 1, "run a": "d" * 64, "run b": "d" * 64}])
     evidence.figure("repro.twins", plot(), {"a": [1.0, 2.0]}, caption="Two runs.")
+    evidence.value("repro.twins.verdict", "no difference" if equal else "first difference: config: seed: 0 | 1")
     evidence.value("repro.cost", 1.08, note="Median of 5 pairs.")
+    evidence.value("repro.cost.shown", True)
     evidence.table("repro.config", [{"parameter": "optimizer.lr", "from": 1e-3, "to": 1e-4, "AUC": [0.79, 0.83]}])
     evidence.table("repro.environment", [{"condition": "threads", "value": 2}])
     return evidence

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from figure_gate import compare_figures
 from journal_evidence import DATA, METRIC, data_evidence, plot
 from matplotlib.image import imread
 
 from pcamlib.errors import EvidenceError
 from pcamlib.files import sha256_file
-from pcamlib.journal.evidence import Recorder, compare_figures, load, records, show
+from pcamlib.journal.evidence import Recorder, load, records, show
 
 
 @pytest.fixture

@@ -80,7 +80,8 @@ def test_every_number_comes_from_the_stored_predictions(finished: runs.Run, data
     assert predictions.index.tolist() == list(range(len(valid))) and predictions.fingerprint == valid.fingerprint
     assert predictions.label.tolist() == valid.labels.tolist()  # type: ignore[union-attr]
     stored = json.loads((finished.path / "report_valid.json").read_text())
-    assert stored == metrics.report(predictions.label, predictions.probability)
+    looks = finished.success["evaluations"]  # type: ignore[index]
+    assert stored == {**metrics.report(predictions.label, predictions.probability), "best_of": looks}
     best = next(row for row in finished.metrics() if row["step"] == finished.success["best_step"])  # type: ignore[index]
     assert stored["metrics"]["auc"]["value"] == best["valid_auc"]
 
@@ -102,10 +103,11 @@ def test_a_checkpoint_alone_predicts_bitwise_the_same(tiny: Any, data: Path, tmp
 
 def test_evaluating_again_and_on_another_split(finished: runs.Run) -> None:
     before = finished.predictions().probability.tobytes()
-    assert loop.evaluate_run(finished) == finished.predictions().report()
+    looks = finished.success["evaluations"]  # type: ignore[index]
+    assert loop.evaluate_run(finished) == {**finished.predictions().report(), "best_of": looks}
     assert finished.predictions().probability.tobytes() == before
     train = loop.evaluate_run(finished, "train")
-    assert train["n"] == 256 and (finished.path / "report_train.json").is_file()
+    assert train["n"] == 256 and train["best_of"] == 0 and (finished.path / "report_train.json").is_file()
     assert train["metrics"]["auc"]["value"] > finished.predictions().report()["metrics"]["auc"]["value"]
     with pytest.raises(DataError, match="missing"):
         loop.evaluate_run(finished, "test")

@@ -224,7 +224,9 @@ def test_as_text_for_a_terminal() -> None:
     labels, probability = good()
     lines = metrics.text(metrics.report(labels, 1 - probability, resamples=20)).splitlines()
     assert lines[0] == f"n = 2,000 patches, {labels.sum():,} tumour, threshold 0.5"
-    assert [line.split()[0] for line in lines[1:8]] == list(metrics.METRICS)
-    assert "95 % interval" in lines[1] and "always tumour" in lines[1]
-    assert lines[8].startswith("confusion  tn ") and all(line.startswith("ALARM ") for line in lines[9:])
-    assert len(lines) > 9
+    assert "slide" in lines[1], "what the intervals leave out is said"
+    assert [line.split()[0] for line in lines[2:9]] == list(metrics.METRICS)
+    assert "95 % interval" in lines[2] and "always tumour" in lines[2]
+    assert lines[9].startswith("confusion  tn ") and all(line.startswith("ALARM ") for line in lines[10:])
+    assert len(lines) > 10
+    assert "best of 7" in metrics.text({**metrics.report(labels, probability, resamples=20), "best_of": 7})

@@ -167,8 +167,8 @@ def test_list_finds_runs_and_nothing_else(run: runs.Run, other: runs.Run, tmp_pa
 def test_predictions_are_stored_with_their_report(run: runs.Run) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 50).astype(np.uint8)
-    report = run.save_predictions(Predictions("test", "f", np.arange(50), labels, rng.random(50)))
-    assert run.predictions("test").report() == report
+    report = run.save_predictions(Predictions("test", "f", np.arange(50), labels, rng.random(50)), "test", 0)
+    assert {**run.predictions("test").report(), "best_of": 0} == report
     assert (run.path / "report_test.json").is_file()
 
 
@@ -182,7 +182,9 @@ def save(run: runs.Run, **tensors: torch.Tensor) -> None:
 def test_nothing_differs(run: runs.Run, other: runs.Run) -> None:
     """Not even between runs killed so early that they hold no metrics and no checkpoint."""
     assert runs.diff(run, other) == []
-    assert runs.verdict([]) == ["bitwise equal: metrics and every tensor of the last checkpoint"]
+    assert runs.verdict([]) == [
+        "no difference: the metrics and, where there are any, all tensors of the last checkpoints are equal"
+    ]
 
 
 def test_causes_come_before_effects_and_promised_ones_first(tiny: Any, run: runs.Run, tmp_path: Path) -> None:
@@ -208,9 +210,9 @@ def test_causes_come_before_effects_and_promised_ones_first(tiny: Any, run: runs
         "provenance: packages.numpy: 2.0 | 2.1",
         "provenance: extra: None | 1",
         "metrics: step 2 loss: 0.5 | 0.25",
-        "weights: d: (2,) | (3,)",
-        "weights: b (largest gap 0.5): differs | differs",
-        "weights: a (largest gap 1e-07): differs | differs",
+        "weights: model.d: (2,) | (3,)",
+        "weights: model.b (largest gap 0.5): differs | differs",
+        "weights: model.a (largest gap 1e-07): differs | differs",
     ]
     lines = runs.verdict(found)
     assert lines[:2] == ["first difference: config: seed: 0 | 3", "bitwise equality is promised for a fixed torch only"]
@@ -233,5 +235,5 @@ def test_a_broken_promise_is_admitted(run: runs.Run, other: runs.Run) -> None:
     save(run, a=torch.zeros(2))
     save(other, a=torch.tensor([0.0, -0.0]))
     found = runs.diff(run, other)
-    assert [entry.what for entry in found] == ["a (largest gap 0)"], "minus zero is another bit pattern"
+    assert [entry.what for entry in found] == ["model.a (largest gap 0)"], "minus zero is another bit pattern"
     assert "the promise is broken" in runs.verdict(found)[-1]
