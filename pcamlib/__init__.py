@@ -22,17 +22,7 @@ _COURSE = {
     "ExperimentTracker": "pcamlib.training.course",
 }
 
-__all__ = [
-    "MLP",
-    "ExperimentTracker",
-    "PCAMDataset",
-    "Trainer",
-    "__version__",
-    "get_dataloaders",
-    "load_config",
-    "seed_everything",
-    "setup_logger",
-]
+__all__ = ["__version__", *_COURSE]  # noqa: PLE0604 - names, all of them text
 
 
 def __getattr__(name: str) -> Any:

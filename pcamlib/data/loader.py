@@ -164,14 +164,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from; JSON-able."""
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "seed": self.seed,
-            "sampler": self.sampler,
-            "rows": len(self.rows),
-            "batch_size": self.batch_size,
-        }
+        fixed = {"seed": self.seed, "sampler": self.sampler, "rows": len(self.rows), "batch_size": self.batch_size}
+        return {"epoch": self.epoch, "position": self.position, **fixed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next batch is the very same.

@@ -89,7 +89,7 @@ def intensity_histogram(patches: Patches, most: int = 2000, bins: int = 64) -> d
     return series
 
 
-def patch_means(patches: Patches, block: int = 512) -> np.ndarray:
+def patch_means(patches: Patches) -> np.ndarray:
     """Mean stored intensity of each patch, before any clipping; (N,) float64, NaN where a patch holds NaN."""
     return np.concatenate(
         [rows.reshape(len(rows), -1).mean(1, dtype=np.float64) for _, rows in convert.blocks(patches.stored)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,31 +25,21 @@ CHANGES = (
 )
 
 
-def _at(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+def _at(config: Config, key: str) -> str:
+    return str(functools.reduce(getattr, key.split("."), config))
 
 
 def _scored(run: Run, base: Run) -> dict[str, Any]:
-    """Validation scores of a run and their paired difference to the base."""
-    mine, other = (r.predictions("valid") for r in (run, base))
+    """Validation scores of a run and their paired difference to the base: equal seeds draw equal resamples."""
+    both = [r.predictions("valid") for r in (run, base)]
+    point, reference = (metrics.scores(p.label, p.probability, np.ones((1, len(p.label)))) for p in both)
+    draws, others = (metrics.bootstrap(p.label, p.probability) for p in both)
     cells: dict[str, Any] = {}
     for name in ("auc", "nll"):
-        value, reference = (
-            float(metrics.scores(p.label, p.probability, np.ones((1, len(p.label))))[name][0]) for p in (mine, other)
-        )
-        # equal seeds draw equal resamples: the difference is paired, patch by patch
-        gap = (
-            metrics.bootstrap(mine.label, mine.probability)[name]
-            - metrics.bootstrap(other.label, other.probability)[name]
-        )
-        cells[f"valid {name}"] = round(value, 4)
-        cells[f"{name} minus base"] = None if run is base else round(value - reference, 4)
-        cells[f"95 % of {name} minus base"] = (
-            None if run is base else [round(float(q), 4) for q in np.percentile(gap, [2.5, 97.5])]
-        )
+        gap, bounds = point[name] - reference[name], np.percentile(draws[name] - others[name], [2.5, 97.5])
+        cells[f"valid {name}"] = round(float(point[name][0]), 4)
+        cells[f"{name} minus base"] = None if run is base else round(float(gap[0]), 4)
+        cells[f"95 % of {name} minus base"] = None if run is base else bounds.round(4).tolist()
     return cells
 
 
@@ -67,7 +58,5 @@ def table(
     for key, value in (*(("seed", str(config.seed + more)) for more in (1, 2)), *CHANGES):
         changed = config.override(f"{key}={value}")
         runs.append(study.run(f"{key.replace('.', '-')}-{value.strip('[]')}", changed, data, folder, report))
-        rows.append(
-            {"parameter": key, "from": str(_at(config, key)), "to": str(_at(changed, key)), **_scored(runs[-1], base)}
-        )
+        rows.append({"parameter": key, "from": _at(config, key), "to": _at(changed, key), **_scored(runs[-1], base)})
     return pd.DataFrame(rows, dtype=object), runs

@@ -160,9 +160,7 @@ def measured(data: str | Path, conditions: Sequence[Condition], steps: int) -> l
     """
 
     def one(condition: Condition) -> list[dict[str, str]]:
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": condition.capability}
-        if not condition.capability:
-            del environment["ATEN_CPU_CAPABILITY"]
+        environment = os.environ | ({"ATEN_CPU_CAPABILITY": condition.capability} if condition.capability else {})
         call = [sys.executable, "-m", "pcamlib.experiments.twins", str(data), json.dumps(asdict(condition)), str(steps)]
         done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,9 @@ SOCKET_PATH = 100  # bytes; the kernel's address, 108 on Linux and 104 on macOS 
 
 @dataclass
 class Launch:
-    """One kernel to be: its private folder and environment, and the process once it was started."""
+    """One kernel to be: its private folder, and the process once it was started."""
 
     folder: Path
-    env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     def end(self) -> str:
@@ -80,7 +79,7 @@ class _Manager(AsyncKernelManager):
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
-        env = {**os.environ, **isolation, **self.launch.env}
+        env = {**os.environ, **isolation}
         with open(self.launch.log, "wb") as log:
             await super().start_kernel(**kwargs, env=env, stdout=log, stderr=log)
         self.launch.process = self.provisioner.process  # type: ignore[union-attr]
@@ -92,7 +91,7 @@ def manager_class(launch: Launch) -> type[AsyncKernelManager]:
 
 
 @contextmanager
-def private_folder(env: dict[str, str] | None = None) -> Iterator[Launch]:
+def private_folder() -> Iterator[Launch]:
     """A launch whose folder only this user can read; at the end folder, kernel and its children are gone.
 
     Raises:
@@ -106,7 +105,7 @@ def private_folder(env: dict[str, str] | None = None) -> Iterator[Launch]:
             Path(folder).rmdir()
     else:
         raise NotebookError(f"no socket can be made under {tempfile.gettempdir()} or /tmp; set TMPDIR to a short path")
-    launch = Launch(Path(folder), dict(env or {}))
+    launch = Launch(Path(folder))
     try:
         yield launch
     finally:

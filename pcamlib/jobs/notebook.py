@@ -72,7 +72,6 @@ def run(
     *,
     timeout: float,
     report: Report = say,
-    extra_env: dict[str, str] | None = None,
 ) -> Outcome:
     """Execute the notebook `path` at the repository root in a kernel of this interpreter, and write it to `output`.
 
@@ -82,7 +81,6 @@ def run(
         output: written whole at the end. On failure it stays as it was and `NAME.failed.ipynb` lies beside it.
         timeout: seconds for the whole notebook, kernel start included.
         report: takes a line when a cell begins and every `HEARTBEAT` seconds while it runs.
-        extra_env: environment variables of the kernel on top of this process's.
 
     Raises:
         NotebookError: a parameter does not fit, or the notebook did not reach its end: which cell, why, and where
@@ -96,7 +94,7 @@ def run(
     if output == path and checked:
         raise NotebookError(f"{path.stem}: parameters would become part of the notebook; choose another output")
     with _terminable():
-        with private_folder(extra_env) as launch, progress.heartbeat():
+        with private_folder() as launch, progress.heartbeat():
             stop, reason = _execute(path, checked, launch, progress, timeout)
             executed = _load(launch.notebook)
         verdict = Verdict(False, reason, progress.cell) if reason else judge(executed, source)
@@ -129,12 +127,11 @@ def run_if_stale(
     data: dict[str, str] | None = None,
     products: Callable[[], Sequence[Path]] = tuple,
     report: Report = say,
-    extra_env: dict[str, str] | None = None,
 ) -> Outcome:
     """`run`, unless `output` still rests on the same code, parameters, data and packages (see `freshness`).
 
     Args:
-        path, parameters, output, timeout, report, extra_env: as in `run`.
+        path, parameters, output, timeout, report: as in `run`.
         data: a fingerprint for each data set the notebook reads, by name.
         products: called after the run; the files that the notebook wrote, which are then watched too.
     """
@@ -145,7 +142,7 @@ def run_if_stale(
         report(f"{path.stem}  up to date")
         return Outcome(output, False, reason)
     report(f"{path.stem}  runs: {reason}")
-    done = run(path, parameters, output, timeout=timeout, report=report, extra_env=extra_env)
+    done = run(path, parameters, output, timeout=timeout, report=report)
     write_stamp(output, basis, products())
     return Outcome(output, True, reason, done.cells, done.seconds)
 

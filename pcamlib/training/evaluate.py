@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pcamlib.data.loader import Loader
@@ -60,10 +59,6 @@ class Predictions:
         except Exception as error:  # zipfile and NumPy raise a dozen kinds, also EOFError and NotImplementedError
             reason = " ".join(str(error).split())
             raise DataError(f"{path}: damaged predictions ({reason}); evaluate the run again") from None
-
-    def frame(self) -> pd.DataFrame:
-        """As a table with columns index, label, probability."""
-        return pd.DataFrame({"index": self.index, "label": self.label, "probability": self.probability})
 
     def report(self, **options: Any) -> dict[str, Any]:
         """`metrics.report` of these predictions."""

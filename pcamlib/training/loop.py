@@ -191,15 +191,10 @@ def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> No
     result = run.save_predictions(predictions, "valid", progress.evaluations)
     for sentence in result["alarms"]:
         report(f"  ALARM {sentence}")
-    summary = {
-        "steps": progress.step,
-        "seconds": progress.elapsed,
-        "weights": final,
-        "best": checkpoint.weights_digest(model),
-    }
-    write_json(run.path / "SUCCESS", {**summary, "best_step": progress.best_step, "evaluations": progress.evaluations})
-    auc = result["metrics"].get("auc")
-    if auc:
+    digests = {"weights": final, "best": checkpoint.weights_digest(model), "best_step": progress.best_step}
+    lengths = {"steps": progress.step, "seconds": progress.elapsed, "evaluations": progress.evaluations}
+    write_json(run.path / "SUCCESS", {**lengths, **digests})
+    if auc := result["metrics"].get("auc"):
         low, high = auc["interval"]
         report(f"{run.path}: valid AUC {auc['value']:.4f} ({low:.4f} to {high:.4f}, n = {result['n']:,}), "
                f"best of {progress.evaluations} evaluations")  # fmt: skip

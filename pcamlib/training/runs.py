@@ -229,8 +229,8 @@ def summary(found: list[Run]) -> list[str]:
         scores = [row["valid_auc"] for row in rows if "valid_auc" in row]
         best = f"best valid AUC {max(scores):.4f}" if scores else "no evaluation yet"
         steps = done["steps"] if done else rows[-1]["step"] if rows else 0
-        state = "finished" if done else "unfinished"
-        lines.append(f"{run.path}  {config.model.name}  seed {config.seed}  {steps} steps  {best}  {state}")
+        about = f"{config.model.name}  seed {config.seed}  {steps} steps  {best}"
+        lines.append(f"{run.path}  {about}  {'finished' if done else 'unfinished'}")
     return lines
 
 

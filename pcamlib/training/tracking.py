@@ -63,7 +63,7 @@ class WandbTracker:
             project=config.tracking.project,
             group=config.tracking.group or folder.name,
             name=f"{folder.name}-{attempt}",
-            mode=config.tracking.wandb if config.tracking.wandb != "off" else "disabled",
+            mode="online" if config.tracking.wandb == "online" else "offline",
             config=config.model_dump(),
             dir=str(folder),
             settings=wandb.Settings(silent=True),

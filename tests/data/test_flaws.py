@@ -8,8 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from plants import copies, flip_labels, leak_slides, trigger
 
-from pcamlib.data.flaws import copies, course_like, flip_labels, leak_slides, trigger
+from pcamlib.data.flaws import course_like
 from pcamlib.data.layout import SYNTHETIC, split_path
 from pcamlib.data.rewrite import Plan, Truth
 from pcamlib.errors import DataError

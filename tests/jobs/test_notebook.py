@@ -44,15 +44,14 @@ def test_find_by_number_name_and_path(make, tmp_path):
             notebook.find(name, tmp_path)
 
 
-def test_a_good_run(make, tmp_path, said):
+def test_a_good_run(make, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("PCAM_EXTRA", "$x")
     folder = tmp_path / "a folder {with} spaces"
     folder.mkdir()
     path = make(f"{folder.name}/00_look", LOOK, "", "40 + 2")
     output = folder / "done" / "00_look.ipynb"
     before = path.read_bytes()
-    outcome = notebook.run(
-        path, {"split": "007", "lr": 1}, output, timeout=60, report=said.append, extra_env={"PCAM_EXTRA": "$x"}
-    )
+    outcome = notebook.run(path, {"split": "007", "lr": 1}, output, timeout=60, report=said.append)
     assert (outcome.output, outcome.ran, outcome.cells) == (output, True, 4)
     assert path.read_bytes() == before
     executed = read(output)

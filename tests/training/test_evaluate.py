@@ -87,11 +87,9 @@ def test_an_array_or_other_fields_under_this_name(tmp_path: Path) -> None:
         Predictions.load(path)
 
 
-def test_report_and_frame(predictions: Predictions) -> None:
+def test_report(predictions: Predictions) -> None:
     assert predictions.report() == metrics.report(predictions.label, predictions.probability)
     assert predictions.report(threshold=0.2)["threshold"] == 0.2
-    frame = predictions.frame()
-    assert list(frame.columns) == ["index", "label", "probability"] and len(frame) == 40
 
 
 def test_every_patch_of_the_split_is_predicted(make_split: Any, tmp_path: Path) -> None:
