@@ -47,10 +47,10 @@ def choose_precision(name: str, device: str) -> str:
 def optimizer_for(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
     """Optimiser by name; biases and normalisation weights (one dimension) are not decayed."""
     settings = config.optimizer
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    if settings.weight_decay:  # two groups are two kernel launches
+        decayed, rest = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if settings.name == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
