@@ -26,7 +26,7 @@ endif
 QUIETLY = while read -r word rest; do case "$$word" in \
 	Downloading) echo "    $$rest";; Installing) echo "    unpacking";; esac; done
 
-.PHONY: help journal test lint types unit nbval lab bench lock clean .venv
+.PHONY: help journal test lint types unit nbval notebooks lab bench lock clean .venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,10 @@ nbval: $(READY)  ## run the notebooks; compare the cells marked NBVAL_CHECK_OUTP
 	@rm -rf runs/scratch
 	@PCAM_DATA= PCAM_COURSE= $(BIN)/pytest -p no:cacheprovider --timeout=600 --nbval-lax notebooks
 	@PCAM_FIGURES=runs/scratch $(BIN)/pytest -p no:cacheprovider tests/notebooks/test_figure_gate.py
+
+notebooks: $(READY)  ## run the notebooks in place: new stored outputs, to be committed
+	@PCAM_DATA= PCAM_COURSE= $(BIN)/python -c 'from pathlib import Path; from pcamlib.jobs.notebook import run; \
+		[run(path, {}, path, timeout=600) for path in sorted(Path("notebooks").glob("*.ipynb"))]'
 
 lab: $(READY)  ## JupyterLab on notebooks/
 	@$(BIN)/jupyter lab notebooks
