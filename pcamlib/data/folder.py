@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pcamlib.data import layout
 from pcamlib.data.flaws import course_like
-from pcamlib.data.synthetic import generate
+from pcamlib.data.layout import split_path
+from pcamlib.data.synthetic import described, generate
 from pcamlib.errors import DataError
 from pcamlib.sources import ROOT
 
@@ -49,11 +49,7 @@ def course_folder(data: Path, given: str | Path | None = None) -> Path | None:
         return data_folder(chosen)
     if data != SYNTHETIC:
         return None
-    made = all(layout.split_path(folder, "train", "x").exists() for folder in (SYNTHETIC, COURSE))
-    same = (
-        made
-        and len({str(layout.inspect(layout.split_path(f, "train", "x"), "x").synthetic) for f in (data, COURSE)}) == 1
-    )
-    if not (same and (COURSE / "truth.json").exists()):
+    source, made = (described(split_path(folder, "train", "x")) for folder in (SYNTHETIC, COURSE))
+    if made != source or not (COURSE / "truth.json").exists():  # truth.json is written last
         course_like(SYNTHETIC, COURSE, seed=0)
     return COURSE

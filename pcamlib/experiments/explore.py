@@ -46,7 +46,7 @@ def split_table(splits: dict[str, Patches]) -> pd.DataFrame:
 
 
 def outlier_table(splits: dict[str, Patches]) -> pd.DataFrame:
-    """Flagged patches of each kind, by split and class, with their share of the class."""
+    """Flagged patches of each kind, by split and class."""
     rows = []
     for split, patches in splits.items():
         for label, name in enumerate(CLASSES):
