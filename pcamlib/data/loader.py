@@ -22,7 +22,7 @@ from pcamlib.data.patches import Patches
 from pcamlib.data.sampling import order
 from pcamlib.errors import CheckpointError, DataError
 
-_RESIDENT_LIMIT = 64 << 20  # mapped bytes touched before they are given back; 3 % slower than never
+_RESIDENT_LIMIT = 64 << 20  # mapped bytes touched before they are given back; costs the MLP 13 % of its speed
 
 
 class Batch(NamedTuple):
