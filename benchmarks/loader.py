@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from pcamlib import seeding
 from pcamlib.config import parse, recipe
-from pcamlib.data import convert
+from pcamlib.data import convert, scan
 from pcamlib.data.folder import SYNTHETIC, data_folder
 from pcamlib.data.layout import PATCH_BYTES, PATCH_SHAPE, inspect, split_path
 from pcamlib.data.loader import Loader
@@ -278,7 +278,7 @@ def large_files(folder: Path, float32: Path, gibibytes: float) -> list[dict[str,
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    convert.scan(stored)
+    scan.scan(stored)
     seconds = time.perf_counter() - begun
     over.set()
     watcher.join()

@@ -35,6 +35,9 @@ class Data(Strict):
     dir: str | None = Field(None, description="folder with the official files; None: --data, then $PCAM_DATA")
     drop: list[Literal["nan", "range", "black", "white"]] = ["nan", "range", "black", "white"]
     limit: int | None = Field(None, gt=0, description="train on the first N valid patches only")
+    clean: bool | list[Literal["duplicates", "conflicts", "near", "leak", "labels", "poison"]] = Field(
+        False, description="rules of `pcam audit` whose rows are left out; true: every rule it looked for"
+    )
 
 
 class Loader(Strict):

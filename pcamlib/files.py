@@ -47,7 +47,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         PcamError: the disk is full or the folder cannot be written; `path` is untouched.
     """
     path = Path(path)
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _part_name(path)
         try:
@@ -57,6 +57,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system says of a full or forbidden disk, as a `PcamError` that names `path`."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PcamError(f"{path}: the disk is full or over quota; free some space and run again") from error

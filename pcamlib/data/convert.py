@@ -1,50 +1,32 @@
-"""One streaming pass over an x file: what is wrong with each patch, a content hash, and a uint8 copy where needed.
+"""Any stored form of patches, read block by block and made uint8; and where its cache lies.
 
-float32, chunked, compressed and gzipped files are converted once into a cache; a contiguous uint8 file is only
-scanned. Memory stays at two blocks whatever the file size. A cache entry is keyed by the source's path, size and
-modification time, and appears whole or not at all.
+Memory stays at some blocks whatever the file size. A cache entry is keyed by the source's path, size and modification
+time. `scan.py` makes the pass.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 
-from pcamlib.data.layout import PATCH_BYTES, Stored, not_hdf5, writable
+from pcamlib.data.layout import Stored, not_hdf5, writable
 from pcamlib.errors import DataError
-from pcamlib.files import atomic_path, digest, read_json, write_json
+from pcamlib.files import atomic_path, digest
 
 #: Bits of a patch's flags; a patch is valid when none is set.
 FLAGS = {"nan": 1, "range": 2, "black": 4, "white": 8}
 
-_BLOCK_BYTES = 16 << 20  # fits beside its copy in cache-friendly memory; larger blocks were no faster
+BLOCK = 256  # rows: 7 MB as uint8, 28 MB as float32; larger blocks were no faster
 _CHUNKED_BYTES = 384 << 20  # a chunked file is read in whole chunk rows: (8192, 6, 6, 1) costs 768 chunks a row
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one pass found.
-
-    Attributes:
-        pixels: SHA-256 of the uint8 pixels in row order.
-        flags: (N,) uint8, bits of `FLAGS`.
-        converted: the raw uint8 copy, or None where the source is mapped in place.
-    """
-
-    pixels: str
-    flags: np.ndarray
-    converted: Path | None
 
 
 def cache_dir(source: Path) -> Path:
@@ -57,7 +39,8 @@ def cache_dir(source: Path) -> Path:
     return beside if writable(beside) else Path.home() / ".cache" / "pcam"
 
 
-def _entry(source: Path) -> Path:
+def entry(source: Path) -> Path:
+    """Where the cache keeps what belongs to a source file: a path to which suffixes are added."""
     status = source.stat()
     key = digest([str(source.resolve()), status.st_size, status.st_mtime_ns])[:16]
     return cache_dir(source) / f"{source.name.split('.')[0]}-{key}"
@@ -67,7 +50,7 @@ def unpack(source: Path) -> Path:
     """The `.h5` inside a `.h5.gz`, unpacked once into the cache; any other path as it is."""
     if source.suffix != ".gz":
         return source
-    target = _entry(source).with_suffix(".h5")
+    target = entry(source).with_suffix(".h5")
     if not target.exists():
         if problem := not_hdf5(source):  # refused before anything is unpacked
             raise DataError(f"{source}: {problem}")
@@ -79,30 +62,36 @@ def unpack(source: Path) -> Path:
     return target
 
 
-def blocks(stored: Stored) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows) over an x array; the buffer is used again, so copy what you keep.
+def slab(stored: Stored) -> int:
+    """Rows read at once: `BLOCK`, or whole rows of chunks, so that none is unpacked twice."""
+    rows = stored.chunks[0] if stored.chunks else 1
+    if stored.offset is not None or rows * stored.row_bytes > _CHUNKED_BYTES:
+        return BLOCK
+    return -(-BLOCK // rows) * rows
+
+
+def blocks(stored: Stored, first: int = 0, last: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, rows) over rows `first` to `last` of an x array, `slab` rows at a time.
 
     A contiguous array is read with plain reads, not through a map: a file that shrinks meanwhile gives an error
-    instead of a bus error, and resident memory stays at one block.
+    instead of a bus error, and resident memory stays at the blocks in use.
+
+    Raises:
+        DataError: the rows cannot be read.
     """
-    total = stored.shape[0]
+    last, step = stored.shape[0] if last is None else last, slab(stored)
     if stored.offset is not None:
-        step = max(1, _BLOCK_BYTES // stored.row_bytes)
-        buffer = np.empty((min(step, total), *stored.shape[1:]), stored.dtype)
         with open(stored.path, "rb", buffering=0) as handle:
-            handle.seek(stored.offset)
-            for start in range(0, total, step):
-                block = buffer[: min(step, total - start)]
+            handle.seek(stored.offset + first * stored.row_bytes)
+            for start in range(first, last, step):
+                block = np.empty((min(step, last - start), *stored.shape[1:]), stored.dtype)
                 _read_exactly(handle, block, stored.path)
                 yield start, block
     else:
-        rows = stored.chunks[0] if stored.chunks else 1
-        step = max(_BLOCK_BYTES // stored.row_bytes, min(rows, _CHUNKED_BYTES // stored.row_bytes))
-        step = max(rows, step // rows * rows) if rows * stored.row_bytes <= _CHUNKED_BYTES else step
         with h5py.File(stored.path, "r", rdcc_nbytes=64 << 20) as file:
-            for start in range(0, total, step):
+            for start in range(first, last, step):
                 try:
-                    yield start, file[stored.key][start : start + step]
+                    yield start, file[stored.key][start : min(start + step, last)]
                 except OSError as error:
                     raise DataError(
                         f"{stored.path}: rows from {start} cannot be read ({error}); fetch it again"
@@ -145,49 +134,3 @@ def to_uint8(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flags |= FLAGS["black"] * ((high == 0) & (low == 0) & ~nan).to(torch.uint8)
     flags |= FLAGS["white"] * ((low == 255) & (high == 255) & ~nan).to(torch.uint8)
     return values.view(block.shape).numpy(), flags.numpy()
-
-
-def scan(stored: Stored, report: Callable[[str], None] = lambda line: None) -> Scan:
-    """Scan (and where needed convert) an x array, or read the result of an earlier pass from the cache.
-
-    Raises:
-        DataError: the file cannot be read to its end.
-        PcamError: the cache cannot be written, or the disk is full; nothing half-written stays.
-    """
-    entry = _entry(stored.path)
-    record, copy, marks = entry.with_suffix(".json"), entry.with_suffix(".u8"), entry.with_suffix(".flags")
-    target = None if stored.offset is not None and stored.dtype == np.uint8 else copy
-    total = stored.shape[0]
-    if record.exists():
-        known = read_json(record)
-        whole = target is None or (copy.is_file() and copy.stat().st_size == total * PATCH_BYTES)
-        if whole and marks.is_file() and marks.stat().st_size == total:
-            return Scan(known["pixels"], np.fromfile(marks, np.uint8), target)
-    if entry.parent == stored.path.parent / ".pcam-cache":  # a replaced file leaves nothing behind
-        for old in entry.parent.glob(f"{entry.name.rpartition('-')[0]}-*"):
-            old.unlink(missing_ok=True)
-    if target is None:
-        pixels, flags = _pass(stored, None, report)
-    else:
-        with atomic_path(target) as part, open(part, "wb") as out:
-            pixels, flags = _pass(stored, out, report)
-    with atomic_path(marks) as part:
-        part.write_bytes(flags.data)  # ndarray.tofile hides that the disk is full: its OSError has no errno
-    write_json(record, {"source": stored.path.name, "rows": total, "dtype": str(stored.dtype), "pixels": pixels})
-    return Scan(pixels, flags, target)
-
-
-def _pass(stored: Stored, out: BinaryIO | None, report: Callable[[str], None]) -> tuple[str, np.ndarray]:
-    total, hasher = stored.shape[0], hashlib.sha256()
-    flags = np.empty(total, np.uint8)
-    verb, said = ("converting" if out else "scanning"), 0
-    for start, block in blocks(stored):
-        values, flags[start : start + len(block)] = to_uint8(block)
-        hasher.update(values.data)
-        if out:
-            out.write(values.data)
-        done = start + len(block)
-        if done * 10 // total > said and total * stored.row_bytes > 1 << 30:  # a line per 10 % where it takes seconds
-            said = done * 10 // total
-            report(f"{verb} {stored.path.name}: {done:,} of {total:,} patches")
-    return hasher.hexdigest(), flags

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from pcamlib.config import read_yaml
-from pcamlib.data import convert
+from pcamlib.data import convert, scan
 from pcamlib.data.augment import augment
 from pcamlib.data.layout import Stored, find, inspect, read_labels
 from pcamlib.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ load_config = read_yaml  # under the course's name
 def _blank(stored: Stored) -> np.ndarray:
     """Rows all black or all white: those whose mean is exactly 0 or 255."""
     if stored.offset is not None and stored.dtype == np.uint8:
-        flags = convert.scan(stored).flags  # kept on disk for the next time
+        flags = scan.scan(stored).flags  # kept on disk for the next time
     else:  # one pass without the uint8 copy, since this dataset reads the source itself
         flags = np.concatenate([convert.to_uint8(block)[1] for _, block in convert.blocks(stored)])
     return (flags & (convert.FLAGS["black"] | convert.FLAGS["white"])) != 0

@@ -1,4 +1,4 @@
-"""The course's kind of data: a modified training set, with the truth about what is wrong in it."""
+"""Flawed data sets with the truth about what is wrong in them: the course's kind, and one with every hidden flaw."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pcamlib.data.layout import SIDE
+from pcamlib.data.plants import SPIKE, copies, flip_labels, leak_slides, trigger
 from pcamlib.data.rewrite import Plan, Truth
-
-SPIKE = 1e5  # the course's file: 75 such values a patch, so presumably 5 x 5 pixels in three channels
 
 
 def course_like(
@@ -62,3 +61,26 @@ def course_like(
     plan.plant("train", "nan", spoiled["nan"], holed)
     plan.truth.rows["train/corner"] = corner
     return plan.write(dest, float32=("train",), unlabelled=("test",), meta=False)
+
+
+def hidden_flaws(source: str | Path, dest: str | Path, *, seed: int = 0) -> Truth:
+    """Write clean-looking uint8 files with everything planted that an audit looks for and no range check sees.
+
+    In train, as shares of its rows: 1 % exact and 1 % turned or mirrored copies; 0.5 % each of brighter, shifted and
+    re-encoded copies; 5 % flipped labels; 0.5 % each with a white block and with a blended image, relabelled tumour.
+    In valid: 1 % are copies of train patches, half of them turned, and 3 % are exchanged for patches of train slides.
+
+    Args:
+        source: official layout, uint8, with train and valid and, for the slides, meta files.
+        dest: folder without data, or one written here before.
+    """
+    plan = Plan(source, seed=seed)
+    leak_slides(plan, 0.03)
+    for how, share in (("exact", 0.01), ("d4", 0.01), ("brightness", 0.005), ("shift", 0.005), ("jpeg", 0.005)):
+        copies(plan, share, how=how)  # type: ignore[arg-type]  # mypy widens the literal
+    copies(plan, 0.005, how="exact", into="valid")
+    copies(plan, 0.005, how="d4", into="valid")
+    trigger(plan, 0.005, kind="block")
+    trigger(plan, 0.005, kind="blend")
+    flip_labels(plan, 0.05)
+    return plan.write(dest)

@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pcamlib.data.flaws import course_like
+from pcamlib.data.flaws import course_like, hidden_flaws
 from pcamlib.data.layout import split_path
+from pcamlib.data.rewrite import Truth
 from pcamlib.data.synthetic import described, generate
 from pcamlib.errors import DataError
 from pcamlib.sources import ROOT
 
 SYNTHETIC = ROOT / "data" / "synthetic"
 COURSE = ROOT / "data" / "synthetic-course"
+FLAWED = ROOT / "data" / "synthetic-flawed"
 
 
 def data_folder(given: str | Path | None = None, report: Callable[[str], None] = print) -> Path:
@@ -49,7 +51,19 @@ def course_folder(data: Path, given: str | Path | None = None) -> Path | None:
         return data_folder(chosen)
     if data != SYNTHETIC:
         return None
-    source, made = (described(split_path(folder, "train", "x")) for folder in (SYNTHETIC, COURSE))
-    if made != source or not (COURSE / "truth.json").exists():  # truth.json is written last
-        course_like(SYNTHETIC, COURSE, seed=0)
+    _made(COURSE, course_like)
     return COURSE
+
+
+def flawed_folder(data: Path) -> Path | None:
+    """Synthetic files with every hidden flaw and their `truth.json`; None where the data are real."""
+    if data != SYNTHETIC:
+        return None
+    _made(FLAWED, hidden_flaws)
+    return FLAWED
+
+
+def _made(folder: Path, write: Callable[..., Truth]) -> None:
+    source, made = (described(split_path(where, "train", "x")) for where in (SYNTHETIC, folder))
+    if made != source or not (folder / "truth.json").exists():  # truth.json is written last
+        write(SYNTHETIC, folder, seed=0)

@@ -62,6 +62,18 @@ def find(folder: str | Path, split: str, part: str) -> Path:
     )
 
 
+def present(folder: str | Path) -> list[str]:
+    """The splits of a folder that have an x file.
+
+    Raises:
+        DataError: none has; says what was looked for.
+    """
+    found = [split for split in SPLITS if list(Path(folder).glob(f"*_{split}_x.h5*"))]
+    if not found:
+        find(folder, SPLITS[0], "x")
+    return found
+
+
 @dataclass(frozen=True)
 class Stored:
     """How an array lies in its HDF5 file, read from the header.

@@ -6,6 +6,7 @@ patches = open_split("DIR", "train")          # memory-mapped uint8 (N, 96, 96, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pcamlib.data import convert
+from pcamlib.data import convert, scan
 from pcamlib.data.layout import PATCH_SHAPE, Stored, find, inspect, read_labels
-from pcamlib.errors import DataError
-from pcamlib.files import digest
+from pcamlib.errors import DataError, nearest
+from pcamlib.files import digest, read_json
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class Patches:
         return self.stored.synthetic
 
     @cached_property
-    def _scan(self) -> convert.Scan:
-        return convert.scan(self.stored, log.info)
+    def _scan(self) -> scan.Scan:
+        return scan.scan(self.stored, log.info)
 
     @property
     def flags(self) -> np.ndarray:
@@ -58,33 +59,63 @@ class Patches:
         """(N,) bool: no NaN, nothing out of 0..255, neither all black nor all white."""
         return self.flags == 0
 
+    @property
+    def ids(self) -> np.ndarray:
+        """(N, 20) uint8: SHA-1 of each patch's bytes, the id of a tile in the Kaggle version of PCam."""
+        return self._scan.ids
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over pixels, flags and labels: equal content, equal fingerprint, wherever the file lies."""
         labels = None if self.labels is None else digest(self.labels.tolist())
         return digest([self._scan.pixels, digest(self.flags.tolist()), labels])
 
-    def rows(self, drop: list[str] | None = None, limit: int | None = None) -> np.ndarray:
+    def rows(
+        self, drop: Sequence[str] | None = None, limit: int | None = None, clean: bool | Sequence[str] = False
+    ) -> np.ndarray:
         """Row numbers that carry none of the flags in `drop` (None: all four), the first `limit` of them.
+
+        Args:
+            drop: names of `convert.FLAGS`.
+            limit: rows at most.
+            clean: rules of the audit whose rows are left out as well; True: every rule that it looked for.
 
         Returns:
             (M,) int64, ascending.
+
+        Raises:
+            DataError: `clean` where the data were not audited, or not for such a rule.
         """
         mask = sum(convert.FLAGS[name] for name in (convert.FLAGS if drop is None else drop))
-        return np.flatnonzero((self.flags & mask) == 0)[:limit]
+        kept = (self.flags & mask) == 0
+        if clean:
+            found = self.audited
+            for rule in found if clean is True else clean:
+                if rule not in found:
+                    raise DataError(f"{self.stored.path}: the audit did not look for '{rule}'{nearest(rule, found)}")
+                kept[found[rule]] = False
+        return np.flatnonzero(kept)[:limit]
+
+    @property
+    def audited(self) -> dict[str, list[int]]:
+        """Rows that an audit would leave out, by rule; `pcam audit` writes them beside the scan.
+
+        Raises:
+            DataError: these patches and labels were not audited.
+        """
+        path = mask_path(self.stored)
+        if path.is_file() and (mask := read_json(path))["fingerprint"] == self.fingerprint:
+            return mask["rules"]
+        raise DataError(f"{self.stored.path}: not audited as it is now; run `pcam audit {self.stored.path.parent}`")
 
 
-def open_split(folder: str | Path, split: str, *, labels: bool | None = None) -> Patches:
-    """Open one split of the official layout.
+def mask_path(stored: Stored) -> Path:
+    """Where an audit keeps what it would leave out of a file: {"fingerprint", "rules": {rule: rows}}."""
+    return convert.entry(stored.path).with_suffix(".mask")
 
-    Args:
-        folder: where the official files lie.
-        split: "train", "valid" or "test".
-        labels: whether a y file must exist; None: for train and valid, not for test (the course hands out none).
 
-    Raises:
-        DataError: a missing, truncated or odd file; x and y of different length; labels other than 0 and 1.
-    """
+def header(folder: str | Path, split: str, *, labels: bool | None = None) -> tuple[Stored, np.ndarray | None]:
+    """Headers of a split and its labels, without reading a pixel; arguments and errors as `open_split`."""
     path = find(folder, split, "x")
     try:
         source = find(folder, split, "y")
@@ -99,9 +130,24 @@ def open_split(folder: str | Path, split: str, *, labels: bool | None = None) ->
         raise DataError(
             f"{path}: {stored.shape[0]:,} patches but {len(y):,} labels in the y file; they must match row by row"
         )
+    return stored, y
+
+
+def open_split(folder: str | Path, split: str, *, labels: bool | None = None) -> Patches:
+    """Open one split of the official layout.
+
+    Args:
+        folder: where the official files lie.
+        split: "train", "valid" or "test".
+        labels: whether a y file must exist; None: for train and valid, not for test (the course hands out none).
+
+    Raises:
+        DataError: a missing, truncated or odd file; x and y of different length; labels other than 0 and 1.
+    """
+    stored, y = header(folder, split, labels=labels)
     if stored.offset is not None and stored.dtype == np.uint8:
         return Patches(split, stored.map(), y, stored)
-    found = convert.scan(stored, log.info)
+    found = scan.scan(stored, log.info)
     assert found.converted is not None
     images = np.memmap(found.converted, np.uint8, "r", shape=(stored.shape[0], *PATCH_SHAPE))
     patches = Patches(split, images, y, stored)

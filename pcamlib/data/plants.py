@@ -10,13 +10,16 @@ A plant only notes what it wants; `Plan.write` then streams source to dest once.
 
 from __future__ import annotations
 
+import io
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
-from pcamlib.data.flaws import SPIKE
 from pcamlib.data.layout import PATCH_SHAPE, SIDE
 from pcamlib.data.rewrite import Edit, Plan
+
+SPIKE = 1e5  # the course's file: 75 such values a patch, so presumably 5 x 5 pixels in three channels
 
 
 def _d4(patch: np.ndarray, operation: int) -> np.ndarray:
@@ -30,18 +33,26 @@ def _shift(patch: np.ndarray, down: int, right: int) -> np.ndarray:
     return np.pad(patch, ((8, 8), (8, 8), (0, 0)), "edge")[8 - down : 8 - down + SIDE, 8 - right : 8 - right + SIDE]
 
 
+def _jpeg(patch: np.ndarray, quality: int) -> np.ndarray:
+    """Written as JPEG and read back."""
+    packed = io.BytesIO()
+    Image.fromarray(np.clip(np.rint(patch), 0, 255).astype(np.uint8)).save(packed, "jpeg", quality=quality)
+    return np.asarray(Image.open(packed), np.float32)
+
+
 def copies(
     plan: Plan,
     amount: float,
     *,
-    how: Literal["exact", "d4", "brightness", "shift"] = "exact",
+    how: Literal["exact", "d4", "brightness", "shift", "jpeg"] = "exact",
     split: str = "train",
     into: str | None = None,
 ) -> None:
     """Overwrite rows of `into` (None: of the same split) with copies of rows of `split`, label and slide included.
 
     `d4`: rotated or mirrored, never unchanged; `brightness`: by 3 to 10 % up or down; `shift`: 1 to 8 pixels along
-    both axes. Truth: pairs under `split/how`, or `split>into/how`, whose second number is the row in `into`.
+    both axes; `jpeg`: re-encoded at quality 50 to 90. Truth: pairs under `split/how`, or `split>into/how`, whose
+    second number is the row in `into`.
     """
     into = into or split
     target = plan.draw(into, amount)
@@ -51,11 +62,13 @@ def copies(
     sign = plan.rng.choice([-1, 1], (len(target), 2))
     gain = 1 + sign[:, 0] * plan.rng.uniform(0.03, 0.1, len(target))
     step = sign * plan.rng.integers(1, 9, (len(target), 2))
+    quality = plan.rng.integers(50, 91, len(target))
     edits: dict[str, Edit | None] = {
         "exact": None,
         "d4": lambda patch, i: _d4(patch, turn[i]),
         "brightness": lambda patch, i: patch * gain[i],
         "shift": lambda patch, i: _shift(patch, *step[i]),
+        "jpeg": lambda patch, i: _jpeg(patch, int(quality[i])),
     }
     pairs = np.stack([source, target], 1)
     plan.plant(into, how, pairs, edits[how], source=split)

@@ -22,8 +22,7 @@ CHANNELS = ("red", "green", "blue")
 
 def opened(folder: Path) -> dict[str, Patches]:
     """The splits of a folder that have an x file."""
-    present = [s for s in layout.SPLITS if any(layout.split_path(folder, s, "x").parent.glob(f"*_{s}_x.h5*"))]
-    return {split: open_split(folder, split) for split in present or layout.SPLITS}  # none: says what is missing
+    return {split: open_split(folder, split) for split in layout.present(folder)}
 
 
 def split_table(splits: dict[str, Patches]) -> pd.DataFrame:

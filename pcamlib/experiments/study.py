@@ -29,6 +29,7 @@ def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[s
         config.digest(),
         sources.digests(Path(loop.__file__)),
         [open_split(data, split).fingerprint for split in ("train", "valid")],
+        digest(open_split(data, "train").rows(clean=config.data.clean).tolist()),
         [torch.__version__, np.__version__, provenance.capability(), threads, os.environ.get("WORLD_SIZE", "1")],
     ]
     path = folder / f"{name}-{digest(basis)[:8]}"

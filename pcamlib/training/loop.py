@@ -96,10 +96,12 @@ def _same_data(run: runs.Run, record: dict[str, Any]) -> None:
     path = run.path / "provenance.json"
     if not path.exists():  # killed before the first record: nothing rests on the data yet
         return
-    for split, fingerprint in run.provenance["data"].items():
-        if record["data"][split] != fingerprint:
+    for part, fingerprint in run.provenance["data"].items():
+        if record["data"][part] != fingerprint and part == "rows":
+            raise RunError(f"{run.path}: the audit leaves out other patches than when this run began; start a new run")
+        if record["data"][part] != fingerprint:
             raise RunError(
-                f"{run.path}: the {split} patches are not those that this run began with; give its data folder"
+                f"{run.path}: the {part} patches are not those that this run began with; give its data folder"
             )
 
 

@@ -15,6 +15,7 @@ from pcamlib.config import Config, Model, validate
 from pcamlib.data.loader import Batch, Loader
 from pcamlib.data.patches import Patches, channel_statistics, open_split
 from pcamlib.errors import CheckpointError, ConfigError, DataError, RunError
+from pcamlib.files import digest
 from pcamlib.models import Classifier, build
 from pcamlib.training import checkpoint
 from pcamlib.training.schedule import factor
@@ -81,7 +82,7 @@ class Training:
         self.optimizer = optimizer_for(self.model, config)
         self.loader = Loader(
             self.train,
-            self.train.rows(list(config.data.drop), config.data.limit),
+            self.train.rows(config.data.drop, config.data.limit, config.data.clean),
             batch_size=config.loader.batch_size,
             sampler=config.loader.sampler,
             seed=config.seed,
@@ -100,7 +101,11 @@ class Training:
         """Provenance of this attempt."""
         return provenance.capture(
             self.device,
-            data={"train": self.train.fingerprint, "valid": self.valid.fingerprint},
+            data={
+                "train": self.train.fingerprint,
+                "valid": self.valid.fingerprint,
+                "rows": digest(self.loader.rows.tolist()),
+            },
             config=self.config.digest(),
             precision=self.precision,
             normalisation=self.statistics,

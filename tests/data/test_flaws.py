@@ -8,10 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from plants import copies, flip_labels, leak_slides, trigger
 
 from pcamlib.data.flaws import course_like
 from pcamlib.data.layout import SYNTHETIC, split_path
+from pcamlib.data.plants import copies, flip_labels, leak_slides, trigger
 from pcamlib.data.rewrite import Plan, Truth
 from pcamlib.errors import DataError
 

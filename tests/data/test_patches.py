@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pcamlib.data.layout import split_path
-from pcamlib.data.patches import channel_statistics, open_split, sample
+from pcamlib.data.patches import channel_statistics, mask_path, open_split, sample
 from pcamlib.errors import DataError
+from pcamlib.files import write_json
 
 HTML = b"<!DOCTYPE html><html><body>Sign in to download</body></html>"
 
@@ -151,3 +152,31 @@ def test_bad_input_is_one_line(
     assert "\n" not in text
     assert "camelyonpatch_level_2_split_train_" in text and str(tmp_path) in text
     assert not list(tmp_path.glob(".pcam-cache/*")), "nothing is written for a file that is refused"
+
+
+def test_clean_leaves_out_what_an_audit_found(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, write: Callable[..., Path]
+) -> None:
+    images[3] = 0
+    patches = open_split(write(tmp_path, images, labels), "train")
+    with pytest.raises(DataError, match="not audited as it is now; run `pcam audit"):
+        patches.rows(clean=True)
+    rules = {"duplicates": [5, 9], "poison": [1], "near": []}
+    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": rules})
+    every = set(range(30)) - {3}
+    assert set(patches.rows(clean=True)) == every - {1, 5, 9}
+    assert set(patches.rows(clean=["duplicates"])) == every - {5, 9}
+    assert set(patches.rows(clean=["near"])) == every and set(patches.rows()) == every
+    with pytest.raises(DataError, match="did not look for 'label'"):
+        patches.rows(clean=["label"])
+
+
+def test_a_mask_does_not_outlive_the_labels_it_was_made_for(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, write: Callable[..., Path]
+) -> None:
+    patches = open_split(write(tmp_path, images, labels), "train")
+    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": {"labels": [0]}})
+    assert 0 not in patches.rows(clean=True)
+    write(tmp_path, None, 1 - labels)
+    with pytest.raises(DataError, match="not audited as it is now"):
+        open_split(tmp_path, "train").rows(clean=True)

@@ -17,6 +17,7 @@ from pcamlib.config import Config
 from pcamlib.data.layout import split_path
 from pcamlib.data.patches import open_split
 from pcamlib.errors import CheckpointError, ConfigError, DataError, RunError
+from pcamlib.files import digest
 from pcamlib.training import checkpoint, loop, metrics, runs
 from pcamlib.training.evaluate import evaluate
 from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier
@@ -70,7 +71,8 @@ def test_a_run_holds_all_that_it_should(finished: runs.Run, data: Path) -> None:
     assert list(scored) == [8, 16, 24, 32, 40, 48, 56, 60], "once an epoch and at the end"
     assert success["best_step"] == max(scored, key=lambda step: scored[step])
     record = finished.provenance
-    assert record["data"] == {split: open_split(data, split).fingerprint for split in ("train", "valid")}
+    prints = {split: open_split(data, split).fingerprint for split in ("train", "valid")}
+    assert record["data"] == {**prints, "rows": digest(open_split(data, "train").rows().tolist())}
     assert record["machine"]["threads"] == 1 and record["config"] == finished.config.digest()
     assert [entry["exit"] for entry in record["attempts"]] == ["ok"]
 

@@ -24,7 +24,9 @@ import pytest
 
 from pcamlib.config import Config
 from pcamlib.data.layout import split_path
+from pcamlib.data.patches import mask_path, open_split
 from pcamlib.errors import RunError
+from pcamlib.files import write_json
 from pcamlib.training import checkpoint, loop, runs
 
 STEPS = 30
@@ -372,3 +374,28 @@ def test_the_children_die_of_nothing_else(child: Any, tiny: Any, tmp_path: Path)
     """The harness: a child that fails by itself is not taken for a killed one."""
     assert child(tiny(), tmp_path / "no data", tmp_path / "run") == 1
     assert not (tmp_path / "run").exists(), "bad data leave no run folder behind"
+
+
+def test_a_run_goes_on_only_with_the_rows_it_began_with(
+    tmp_path: Path, make_split: Callable[..., None], tiny: Callable[..., Config]
+) -> None:
+    for split, seed in (("train", 1), ("valid", 2)):
+        make_split(tmp_path / "data", split, np.arange(64) % 2, seed)
+    patches = open_split(tmp_path / "data", "train")
+
+    def audited(*rows: int) -> None:
+        write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": {"poison": list(rows)}})
+
+    def cut(step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    audited(3, 4)
+    config = tiny("data.clean=[poison]", "train.checkpoint_every=1")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "data", tmp_path / "run", on_step=cut)
+    audited(3, 5)
+    with pytest.raises(RunError, match="the audit leaves out other patches than when this run began"):
+        loop.resume(tmp_path / "run", tmp_path / "data")
+    audited(3, 4)
+    assert loop.resume(tmp_path / "run", tmp_path / "data").success
