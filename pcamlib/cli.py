@@ -71,6 +71,33 @@ def data_info(data: DataOption = None) -> None:
     print(explore.outlier_table(splits).to_string(index=False))
 
 
+@app.command("audit")
+def audit(
+    folder: Annotated[
+        str | None, typer.Argument(help="Folder with the PCam files; default $PCAM_DATA, else synthetic.")
+    ] = None,
+    labels: Annotated[bool, typer.Option(help="Also look for wrong labels: trains small networks, minutes.")] = True,
+    models: Annotated[bool, typer.Option(help="Also look for backdoors in a trained network.")] = False,
+    ids: Annotated[Path | None, typer.Option(help="List of tile ids (SHA-1) to authenticate the patches by.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run whose normalisation is checked against these splits.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the whole report there, every row number included.")] = None,
+) -> None:
+    """Size, integrity, duplicates, leakage, labels, poisoning; exit code 1 when anything is found, 2 when unreadable.
+
+    The rows to leave out are kept beside the data: train on the rest with data.clean=true.
+    """
+    from pcamlib.audit import report
+    from pcamlib.audit.stages import Options
+    from pcamlib.data.folder import data_folder
+    from pcamlib.files import write_json
+
+    found = report.audit(data_folder(folder), Options(labels=labels, models=models, ids=ids, run=run))
+    print(found.text())
+    if json:
+        write_json(json, found.json())
+    raise typer.Exit(1 if found.findings else 0)
+
+
 @app.command("train")
 def train(
     overrides: Overrides = None,

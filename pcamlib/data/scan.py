@@ -26,6 +26,7 @@ import torch
 from pcamlib import seeding
 from pcamlib.data import convert
 from pcamlib.data.layout import PATCH_BYTES, Stored
+from pcamlib.errors import PcamError
 from pcamlib.files import atomic_path, disk_errors, read_json, write_json
 
 #: (first row, rows as stored, uint8 rows, flags) -> columns, (B, ...) arrays by name; called from several threads.
@@ -184,7 +185,7 @@ def _finish(stored: Stored, flags: np.ndarray, ids: np.ndarray, copy: Path | Non
 
 def _save(path: Path, columns: dict[str, np.ndarray]) -> None:
     with atomic_path(path) as part, open(part, "wb") as out:
-        np.savez(out, **columns)
+        np.savez(out, allow_pickle=False, **columns)  # type: ignore[arg-type]  # stub: takes the columns for flags
 
 
 def _joined(parts: list[Path]) -> dict[str, np.ndarray]:
@@ -233,9 +234,13 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 @contextmanager
 def _alone(path: Path, report: Report) -> Iterator[None]:
     """Two processes never make one pass: the second waits, then finds the first one's result."""
-    with disk_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "w")  # noqa: SIM115 - closed by the with below
+    except OSError as error:
+        raise PcamError(
+            f"{path.parent}: the cache cannot be written ({error.strerror}); set PCAM_CACHE to a folder of your own"
+        ) from None
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
