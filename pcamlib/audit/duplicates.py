@@ -21,6 +21,7 @@ import torch
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.stream import Block
 from pcamlib.data.layout import PATCH_BYTES, SIDE, SPLITS
+from pcamlib.data.patches import take
 from pcamlib.errors import DataError
 from pcamlib.seeding import counter_uniform
 
@@ -131,7 +132,7 @@ def _verify(splits: dict[str, Split], members: Sequence[Member]) -> list[Group]:
     classes: list[tuple[list[np.ndarray], Group]] = []
     known: dict[bytes, tuple[Group, int]] = {}
     for member in members:
-        image = splits[member.split].patches.images[member.row]
+        image = take(splits[member.split].patches.images, member.row)
         digest = _sha1(image)
         if digest not in known:
             like = ((group, view) for seen, group in classes for view in range(8) if np.array_equal(seen[view], image))

@@ -24,14 +24,19 @@ def gallery(lines: Mapping[str, Sequence[Shown]], most: int = 10) -> tuple[Figur
     """A line of patches for each name, the centre 32x32 marked; and what was shown, as text."""
     lines = {name: list(line)[:most] for name, line in lines.items() if line}
     width = max([len(line) for line in lines.values()] or [1])
-    figure, axes = plt.subplots(max(len(lines), 1), width, figsize=(1.25 * width + 0.6, 1.5 * max(len(lines), 1)),
-                                squeeze=False)  # fmt: skip
+    tall = 1.7 if any("\n" in shown.title for line in lines.values() for shown in line) else 1.5
+    size = (1.25 * width + 0.6, tall * max(len(lines), 1))
+    figure, axes = plt.subplots(max(len(lines), 1), width, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for line, (name, patches) in zip(axes, lines.items(), strict=False):
         for axis, shown in zip(line, patches, strict=False):
             axis.imshow(shown.split.patches.images[shown.row])
-            axis.add_patch(plt.Rectangle((31.5, 31.5), 32, 32, fill=False, color="white", lw=0.6))
+            for start, side, colour in (
+                (31.5, 32, "white"),
+                (-0.5, 96, "0.7"),
+            ):  # the centre; a frame for white patches
+                axis.add_patch(plt.Rectangle((start, start), side, side, fill=False, color=colour, lw=0.6))
             axis.set_title(shown.title, size=6, pad=2)
         line[0].text(-0.06, 0.5, name, rotation=90, size=7, ha="right", va="center", transform=line[0].transAxes)
     figure.tight_layout(pad=0.4)
@@ -56,31 +61,16 @@ def bars(values: Mapping[str, float], unit: str, line: tuple[str, float] | None 
 
 def forest(rows: Sequence[Mapping[str, Any]], label: str, value: str, interval: str, xlabel: str, at: float) -> Figure:
     """Values with their intervals, one line a row; `at` is where nothing would be wrong."""
+    rows = [row for row in rows if row[value] is not None]
     figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 0.9))
     places = np.arange(len(rows))
     for place, row in zip(places, rows, strict=True):
         if row[interval] is not None:
             axes.plot(row[interval], [place, place], color="#4c78a8", lw=2)
-        if row[value] is not None:
-            axes.plot(row[value], place, "o", color="#4c78a8")
+        axes.plot(row[value], place, "o", color="#4c78a8")
     axes.axvline(at, color="0.4", lw=0.8, ls=":")
     axes.set_yticks(places, [str(row[label]) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
-    figure.tight_layout()
-    return figure
-
-
-def heat(places: np.ndarray) -> Figure:
-    """How many patches are odd at each pixel.
-
-    Args:
-        places: (96, 96) counts.
-    """
-    figure, axes = plt.subplots(figsize=(3.6, 3))
-    image = axes.imshow(places, cmap="magma")
-    figure.colorbar(image, ax=axes, label="patches")
-    axes.set_xlabel("x")
-    axes.set_ylabel("y")
     figure.tight_layout()
     return figure

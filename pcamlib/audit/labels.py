@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import roc_auc_score
 
+from pcamlib import seeding
 from pcamlib.audit import noise, quick
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.training import checkpoint
@@ -91,13 +92,18 @@ def out_of_fold(
     fold = _assign(splits, chosen, labels, groups or {}, folds, seed)
     images = np.concatenate([quick.shrink(splits[name].patches.images, rows) for name, rows in chosen.items()])
     lessons = (seconds * RATE - len(labels) * (1 + _VIEWS) / 4) / folds
-    probability, weights = np.empty(len(labels)), []
-    for part in range(folds):
+
+    def judge(part: int) -> tuple[np.ndarray, np.ndarray, str]:
         judged, learned = np.flatnonzero(fold == part), np.flatnonzero(fold != part)
         steps = int(min(lessons, max(_EPOCHS * len(learned), 300 * quick.BATCH)) / quick.BATCH)
         model = quick.fit(images, labels, learned, steps=max(1, steps), seed=seed + part)
-        probability[judged] = quick.predict(model, images, judged, views=_VIEWS)
-        weights.append(checkpoint.weights_digest(model))
+        return judged, quick.predict(model, images, judged, views=_VIEWS), checkpoint.weights_digest(model)
+
+    probability, weights = np.empty(len(labels)), []
+    with seeding.workers() as pool:
+        for judged, found_here, digest in pool.map(judge, range(folds)):
+            probability[judged] = found_here
+            weights.append(digest)
     for name, rows in chosen.items():
         found[name][rows], probability = probability[: len(rows)], probability[len(rows) :]
     return Judged(found, weights)

@@ -15,11 +15,13 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pcamlib import seeding
 from pcamlib.audit import align, duplicates
 from pcamlib.audit.duplicates import SHOWN, Group, Member, conflicts, leaks
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.stream import Block
 from pcamlib.data.layout import PATCH_BYTES
+from pcamlib.data.patches import take
 
 NEIGHBOURS = 8  # looked at for each patch
 SIMILAR = 0.3  # cosine of whitened descriptors that makes a candidate
@@ -121,7 +123,7 @@ class _Pool:
         images = np.empty((len(places), PATCH_BYTES), np.float32)
         for name, split in self._splits.items():
             here = self.names[places] == name
-            images[here] = split.patches.images[self.rows[places[here]]].reshape(-1, PATCH_BYTES)
+            images[here] = take(split.patches.images, self.rows[places[here]]).reshape(-1, PATCH_BYTES)
         return torch.from_numpy(images)
 
 
@@ -176,31 +178,29 @@ def candidates(descriptors: np.ndarray) -> np.ndarray:
     return couples[np.sort(best)]
 
 
-def _compare(pool: _Pool, couples: np.ndarray) -> dict[tuple[int, int], Evidence]:
-    """Evidence on pairs of places, of those that phase correlation lets pass and the pixels prove."""
+def _compare(pool: _Pool, chunk: np.ndarray) -> dict[tuple[int, int], Evidence]:
+    """Evidence on the pairs of places that phase correlation lets pass and the pixels prove."""
+    places, ends = np.unique(chunk, return_inverse=True)
+    back = torch.from_numpy(ends.reshape(chunk.shape))
+    flat = pool.flat(places)
+    spectra = align.spectra(flat)
+    view, shift, phase = align.register(spectra[back[:, 0]], spectra[back[:, 1]])
+    worth = torch.nonzero(phase >= PHASE)[:, 0]
+    if not len(worth):
+        return {}
+    first, second = align.grey(flat[back[worth]].flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+    first = align.turned(first, view[worth])
+    agreed = align.agreement(first, second, shift[worth]).tolist()
+    differ = (align.phash(first) != align.phash(second)).sum(1).tolist()
     proved = {}
-    for start in range(0, len(couples), _BATCH):
-        chunk = couples[start : start + _BATCH]
-        places, ends = np.unique(chunk, return_inverse=True)
-        back = torch.from_numpy(ends.reshape(chunk.shape))
-        flat = pool.flat(places)
-        spectra = align.spectra(flat)
-        view, shift, phase = align.register(spectra[back[:, 0]], spectra[back[:, 1]])
-        worth = torch.nonzero(phase >= PHASE)[:, 0]
-        if not len(worth):
-            continue
-        first, second = align.grey(flat[back[worth]].flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
-        first = align.turned(first, view[worth])
-        agreed = align.agreement(first, second, shift[worth]).tolist()
-        differ = (align.phash(first) != align.phash(second)).sum(1).tolist()
-        for i, (overlap, tile, gain), bits in zip(worth.tolist(), agreed, differ, strict=True):
-            if min(overlap, tile) >= AGREE and 1 / GAIN <= gain <= GAIN:
-                one, two = map(int, chunk[i])
-                similar = float(pool.descriptors[one] @ pool.descriptors[two])
-                down, right = shift[i].tolist()
-                proved[one, two] = Evidence(
-                    int(view[i]), (down, right), float(phase[i]), overlap, tile, gain, similar, bits
-                )
+    for i, (overlap, tile, gain), bits in zip(worth.tolist(), agreed, differ, strict=True):
+        if min(overlap, tile) >= AGREE and 1 / GAIN <= gain <= GAIN:
+            one, two = map(int, chunk[i])
+            similar = float(pool.descriptors[one] @ pool.descriptors[two])
+            down, right = shift[i].tolist()
+            proved[one, two] = Evidence(
+                int(view[i]), (down, right), float(phase[i]), overlap, tile, gain, similar, bits
+            )
     return proved
 
 
@@ -245,7 +245,12 @@ def search(splits: dict[str, Split], exact: list[Group] | None = None) -> Near:
         exact: what `duplicates.groups` returned; None: search.
     """
     pool = _Pool(splits, duplicates.groups(splits) if exact is None else exact)
-    found = _compare(pool, candidates(pool.descriptors))
+    couples = candidates(pool.descriptors)
+    chunks = [couples[start : start + _BATCH] for start in range(0, len(couples), _BATCH)]
+    found: dict[tuple[int, int], Evidence] = {}
+    with seeding.workers() as threads:
+        for proved in threads.map(lambda chunk: _compare(pool, chunk), chunks):
+            found |= proved
     pairs = [Pair(pool.member(one), pool.member(two), evidence) for (one, two), evidence in found.items()]
     return Near(pairs, _stars(pool, {couple: evidence for couple, evidence in found.items() if evidence.copied}))
 

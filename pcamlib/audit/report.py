@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pcamlib import sources
+from pcamlib import seeding, sources
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.measure import measured
 from pcamlib.audit.stages import STAGES, Options, Stage, Subject
@@ -119,6 +119,11 @@ def audit(folder: str | Path, options: Options = Options(), report: Say = print)
         DataError: a file is missing, damaged, or does not fit the others.
         PcamError: the cache cannot be written.
     """
+    with seeding.one_thread():
+        return _audit(folder, options, report)
+
+
+def _audit(folder: str | Path, options: Options, report: Say) -> Report:
     begun = time.monotonic()
     splits = measured(folder, report)
     seconds = {"reading": time.monotonic() - begun}

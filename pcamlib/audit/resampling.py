@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from torch.nn import functional
 
 from pcamlib.audit.findings import Split
-from pcamlib.data.patches import sample
+from pcamlib.data.patches import sample, take
 from pcamlib.errors import DataError
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -49,7 +49,7 @@ def features(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     parts = [np.empty((0, 102), np.float32)]
     for start in range(0, len(rows), 256):
-        block = torch.from_numpy(images[rows[start : start + 256]]).permute(0, 3, 1, 2).float()
+        block = torch.from_numpy(take(images, rows[start : start + 256])).permute(0, 3, 1, 2).float()
         half = functional.avg_pool2d(block, 2)
         found = [functional.avg_pool2d(half, 12).flatten(1)]
         for view, step in ((half, 2), (half[:, :, 16:32, 16:32], 1)):

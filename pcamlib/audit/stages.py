@@ -66,6 +66,11 @@ class Subject:
                 alone[split][row] = known[0] if known else number
         return alone
 
+    @cached_property
+    def planted(self) -> list[Finding]:
+        """Patterns that were planted."""
+        return poison.check(self.splits)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -115,12 +120,18 @@ def _leakage(subject: Subject) -> Result:
 
 
 def _poison(subject: Subject) -> Result:
-    findings = poison.check(subject.splits)
-    return findings, {"summary": poison.verdict([*integrity.check(subject.splits), *findings])}
+    findings = integrity.check(subject.splits) + subject.planted
+    return subject.planted, {"summary": poison.verdict(findings)}
 
 
 def _backdoor(subject: Subject) -> Result:
-    return [], {"table": backdoor.table(subject.splits, poison.check(subject.splits), seed=subject.options.seed)}
+    train, valid = subject.splits.get("train"), subject.splits.get("valid")
+    if train is None or valid is None or train.labels is None or valid.labels is None:
+        return [], {"summary": "a backdoor is looked for where train and valid have labels", "table": []}
+    found = backdoor.inspect(train, valid, subject.planted, seed=subject.options.seed)
+    learned = sum(verdict.success.learned for verdict in found)
+    summary = f"{len(found)} patterns stamped on valid patches, {learned} of them learned as a backdoor by a network"
+    return [], {"summary": summary, "table": [verdict.row() for verdict in found]}
 
 
 def _labels(subject: Subject) -> Result:

@@ -37,16 +37,6 @@ def odd_values(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
     return table or [none]
 
 
-def odd_places(report: Report, split: str = "train") -> np.ndarray:
-    """(96, 96) int64: in how many patches each pixel lies in the box around the odd values."""
-    boxes = report.splits[split].columns["integrity.box"]
-    places = np.zeros((97, 97), np.int64)
-    y0, x0, y1, x1 = boxes[boxes[:, 0] >= 0].T
-    for y, x, sign in ((y0, x0, 1), (y1, x1, 1), (y0, x1, -1), (y1, x0, -1)):  # corners; sums make them boxes
-        np.add.at(places, (y, x), sign)
-    return places.cumsum(0).cumsum(1)[:96, :96]
-
-
 def odd_patches(report: Report) -> dict[str, list[Shown]]:
     """Some patches of each kind of odd value."""
     return {

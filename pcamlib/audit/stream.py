@@ -34,4 +34,4 @@ class Block:
     @cached_property
     def flat(self) -> torch.Tensor:
         """(B, 27648) float32, 0..255; shared by the checks, so not to be written to."""
-        return torch.from_numpy(self.images).flatten(1).float()
+        return torch.from_numpy(np.require(self.images, requirements="W")).flatten(1).float()

@@ -7,7 +7,6 @@ position is two integers, so a stopped epoch goes on at the next batch.
 from __future__ import annotations
 
 import math
-import mmap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 
 from pcamlib.data.augment import augment
 from pcamlib.data.layout import PATCH_BYTES, SIDE
-from pcamlib.data.patches import Patches
+from pcamlib.data.patches import Patches, release
 from pcamlib.data.sampling import order
 from pcamlib.errors import CheckpointError, DataError
 
@@ -150,11 +149,9 @@ class Loader:
             return self._resident.index_select(0, torch.from_numpy(chosen).to(self.device))
         flat = self._copy(self.rows[chosen])
         self._touched += flat.numel()
-        if self._touched > _RESIDENT_LIMIT:  # pages stay in the system's cache but leave this process's memory
+        if self._touched > _RESIDENT_LIMIT:
             self._touched = 0
-            mapped = getattr(self.patches.images, "_mmap", None)
-            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
+            release(self.patches.images)
         return flat
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ patches = open_split("DIR", "train")          # memory-mapped uint8 (N, 96, 96, 
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,6 +156,20 @@ def open_split(folder: str | Path, split: str, *, labels: bool | None = None) ->
     return patches
 
 
+def release(images: np.ndarray) -> None:
+    """Give the touched pages of a memory map back: they stay in the system's cache but leave this process's memory."""
+    pages = getattr(images, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
+def take(images: np.ndarray, rows: Any) -> np.ndarray:
+    """A copy of `images[rows]`, after which the pages are given back: resident memory does not grow with the file."""
+    copy = np.array(images[rows])
+    release(images)
+    return copy
+
+
 def sample(patches: Patches, most: int) -> np.ndarray:
     """Up to `most` valid row numbers, evenly spaced, for statistics that need not read everything."""
     rows = patches.rows()
@@ -171,7 +186,7 @@ def channel_statistics(patches: Patches, most: int = 8192) -> dict[str, Any]:
     rows = sample(patches, most)
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(rows), 256):
-        block = patches.images[rows[start : start + 256]].reshape(-1, 3)
+        block = take(patches.images, rows[start : start + 256]).reshape(-1, 3)
         for channel in range(3):
             counts[channel] += np.bincount(block[:, channel], minlength=256)
     levels = np.arange(256)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pcamlib import seeding
 from pcamlib.data import convert
@@ -124,7 +123,7 @@ def _pass(stored: Stored, name: str, observer: Observer | None, report: Report) 
         parts = [work / f"{name}-{first:09d}.npz" for first in range(0, total, step)]
         began, missing = time.monotonic(), [i for i, part in enumerate(parts) if not part.exists()]
         told, before = began, total - sum(min(step, total - i * step) for i in missing)
-        with _workers() as pool:
+        with seeding.workers() as pool:
             for i in missing:
                 first, last = i * step, min((i + 1) * step, total)
                 _save(parts[i], _shard(stored, first, last, copy, observer, pool))
@@ -185,7 +184,7 @@ def _finish(stored: Stored, flags: np.ndarray, ids: np.ndarray, copy: Path | Non
 
 def _save(path: Path, columns: dict[str, np.ndarray]) -> None:
     with atomic_path(path) as part, open(part, "wb") as out:
-        np.savez(out, allow_pickle=False, **columns)  # type: ignore[arg-type]  # stub: takes the columns for flags
+        np.savez(out, allow_pickle=False, **columns)
 
 
 def _joined(parts: list[Path]) -> dict[str, np.ndarray]:
@@ -217,18 +216,6 @@ def _write(out: int, images: np.ndarray, offset: int) -> None:
     while view:
         count = os.pwrite(out, view, offset)
         view, offset = view[count:], offset + count
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads with one torch thread each: blocks are independent, so that sharing them out loses nothing."""
-    threads = torch.get_num_threads()
-    count = min(int(os.environ.get("OMP_NUM_THREADS") or seeding.cores()), 8)
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
