@@ -30,7 +30,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def _opened(folder: Path) -> dict[str, Split]:
     found = {name: open_split(folder, name) for name in present(folder)}
-    return {name: Split(p, {}, leakage.read_slides(folder, name, len(p))) for name, p in found.items()}
+    return {name: Split(p, {}, slides.read_slides(folder, name, len(p))) for name, p in found.items()}
 
 
 def _layouts(images: np.ndarray, kind: str, folder: Path) -> list[dict[str, Any]]:

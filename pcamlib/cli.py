@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,10 @@ def audit(
     from pcamlib.data.folder import data_folder
     from pcamlib.files import write_json
 
-    found = report.audit(data_folder(folder), Options(labels=labels, models=models, ids=ids, run=run))
+    where = data_folder(folder)
+    if json:
+        write_json(json, {"folder": str(where), "findings": None})  # a place that cannot be written is told now
+    found = report.audit(where, Options(labels=labels, models=models, ids=ids, run=run))
     print(found.text())
     if json:
         write_json(json, found.json())
@@ -216,8 +220,9 @@ def journal_check(
 
 
 def main() -> None:
-    """Entry point: a `PcamError` becomes one line and exit code 2."""
+    """Entry point: a `PcamError` becomes one line and exit code 2; what nobody foresaw keeps its traceback, code 3."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress is visible through a pipe too
     try:
         app()
@@ -227,6 +232,9 @@ def main() -> None:
     except BrokenPipeError:  # `pcam runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(3)  # 1 is the answer of `audit`, `runs diff` and `journal check`
 
 
 if __name__ == "__main__":

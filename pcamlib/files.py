@@ -67,7 +67,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PcamError(f"{path}: the disk is full or over quota; free some space and run again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (
+            errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR
+        ):  # fmt: skip
             raise PcamError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write") from error
         raise
 

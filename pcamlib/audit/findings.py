@@ -15,7 +15,7 @@ RULES = {
     "duplicates": "all but the first of each group of equal patches, under the eight symmetries",
     "conflicts": "every patch whose equal carries the other label",
     "near": "all but the first of each group of nearly equal patches",
-    "leak": "train patches that have an equal or nearly equal one in another split",
+    "leak": "patches that have an equal or nearly equal one, or the rest of their slide, in another split",
     "labels": "patches whose label is probably wrong",
     "poison": "patches that carry a planted pattern",
 }

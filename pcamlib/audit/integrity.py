@@ -20,7 +20,7 @@ from pcamlib.data.layout import SIDE
 
 #: Kinds of odd values, in the order of the columns of "integrity.count".
 KINDS = ("nan", "inf", "above", "below")
-_PLACED = 0.5  # share of the patches of one kind that must agree; drawn boxes of noise agree in under 1 %
+_LEAST = 8  # equal boxes or solid shapes that noise does not draw
 
 
 def observe(block: Block) -> dict[str, np.ndarray]:
@@ -67,11 +67,10 @@ def check(splits: dict[str, Split]) -> list[Finding]:
         for number, kind in enumerate(KINDS):
             if len(rows := np.flatnonzero(count[:, number])):
                 found.append(_values(split, splits, kind, rows, count[rows, number]))
-        odd = split.columns["integrity.odd"] > 0
         for kind, mask in (
-            ("black", (level == 0) & ~odd),
-            ("white", (level == 255) & ~odd),
-            ("constant", (level > 0) & (level < 255)),
+            ("black", (split.patches.flags & FLAGS["black"]) > 0),
+            ("white", (split.patches.flags & FLAGS["white"]) > 0),
+            ("constant", (level >= 0) & split.valid),
         ):
             if mask.any():
                 found.append(_constant(split, splits, kind, np.flatnonzero(mask), level[mask]))
@@ -131,26 +130,37 @@ def geometry(boxes: np.ndarray, pixels: np.ndarray) -> dict[str, Any]:
 
     Returns:
         dict with `verdict` (a phrase), `placed` ("place", "shape" or None), `size` and `place` of the most frequent
-        box, the shares of patches that agree with them, and `filled`, the share whose odd pixels fill their box.
+        solid box, how many patches have that size and that place, and `filled`, the share whose odd pixels fill their
+        box.
     """
     size = boxes[:, 2:] - boxes[:, :2]
-    filled = pixels == size.prod(1, dtype=np.int64)
-    solid = filled & (pixels > 1) & (size < SIDE).any(1)
-    (place, at), (shape, alike) = _mode(boxes), _mode(np.where(solid[:, None], size, -1))
-    tall, wide = (int(side) for side in shape)
-    share, same = alike / len(boxes), at / len(boxes)
-    if len(boxes) > 1 and same > _PLACED and (size < SIDE).any():
-        placed, verdict = "place", f"the same box at the same place in {same:.0%} of them, so it was put there"
-    elif len(boxes) > 1 and tall > 0 and share > _PLACED:
-        different = len(np.unique(boxes[solid], axis=0))
-        placed = "shape"
-        verdict = f"a solid {tall}x{wide} block in {share:.0%} of them, at {different:,} places, so it was put there"
-    else:
-        placed, verdict = None, "no shape or place repeats, which is what noise or damage looks like"
-    return {
-        "verdict": verdict, "placed": placed, "size": [tall, wide] if tall > 0 else None, "same size": share,
-        "place": [int(side) for side in place], "same place": same, "filled": float(filled.mean()),
+    area = size.prod(1, dtype=np.int64)
+    solid = (pixels == area) & (area >= 4) & (size < SIDE).all(1)
+    result: dict[str, Any] = {
+        "verdict": "no shape or place repeats, which is what noise or damage looks like",
+        "placed": None, "size": None, "place": None, "same size": 0, "same place": 0,
+        "filled": float((pixels == area).mean()),
     }  # fmt: skip
+    if solid.any():
+        shape, alike = _mode(size[solid])
+        if alike >= _LEAST:
+            tall, wide = (int(side) for side in shape)
+            here = boxes[solid & (size == shape).all(1)]
+            result |= {"placed": "shape", "size": [tall, wide], "same size": alike}
+            places = len(np.unique(here, axis=0))
+            many = _among(alike, len(boxes))
+            result["verdict"] = f"{many} hold a solid {tall}x{wide} block, at {places:,} places, so it was put there"
+    inside = (size < SIDE).all(1)
+    if inside.any():
+        place, at = _mode(boxes[inside])
+        if at >= _LEAST and at > result["same size"] / 2:
+            result |= {"placed": "place", "place": [int(side) for side in place], "same place": at}
+            result["verdict"] = f"{_among(at, len(boxes))} are odd in the same box, so it was put there"
+    return result
+
+
+def _among(count: int, total: int) -> str:
+    return "all of them" if count == total else f"{count:,} of them"
 
 
 def _mode(rows: np.ndarray) -> tuple[np.ndarray, int]:
@@ -163,8 +173,9 @@ def flawed(split: Split, check: str) -> np.ndarray:
     kind = check.partition(".")[2]
     if kind in KINDS:
         return split.columns["integrity.count"][:, KINDS.index(kind)] > 0
-    level = split.columns["integrity.level"]
-    return {"black": level == 0, "white": level == 255, "constant": (level > 0) & (level < 255)}[kind]
+    if kind == "constant":
+        return (split.columns["integrity.level"] >= 0) & split.valid
+    return (split.patches.flags & FLAGS[kind]) > 0
 
 
 def association(split: Split, splits: dict[str, Split], check: str) -> dict[str, Any]:

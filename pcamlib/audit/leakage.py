@@ -5,11 +5,7 @@ Copies of a patch in two splits are found by `duplicates.py` and `near.py`.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,94 +13,54 @@ import numpy as np
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.resampling import auc, features
 from pcamlib.audit.storage import OFFICIAL
-from pcamlib.data.layout import SPLITS, split_path
+from pcamlib.data.layout import SPLITS
 from pcamlib.data.patches import channel_statistics, sample
 from pcamlib.errors import DataError, RunError
 from pcamlib.training import checkpoint
 from pcamlib.training.runs import Run
 
-#: Columns that tell whose tissue a row is, the official one first.
-COLUMNS = ("wsi", "slide", "slide_id", "case", "case_id", "patient", "patient_id")
-
 _NEIGHBOURS = 5
 _NONE = np.empty(0, np.int64)
-
-
-def read_slides(folder: str | Path, split: str, count: int) -> np.ndarray | None:
-    """Slide of each row from a split's meta file, `.csv` or `.csv.gz`.
-
-    Args:
-        folder: where the official files lie.
-        split: its name.
-        count: rows of the split.
-
-    Returns:
-        (N,) names, "" where the cell is empty; None without a meta file.
-
-    Raises:
-        DataError: another number of rows, no column of slides or cases, or no readable CSV.
-    """
-    plain = split_path(folder, split, "meta")
-    path = plain if plain.is_file() else plain.with_name(plain.name + ".gz")
-    if not path.is_file():
-        return None
-    opener: Any = open if path == plain else gzip.open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as handle:
-            table = csv.reader(handle)
-            header = next(table, [])
-            names = [name.strip().lower() for name in header]
-            column = next((names.index(name) for name in COLUMNS if name in names), None)
-            if column is None:
-                raise DataError(f"{path}: no column {' or '.join(COLUMNS)}; found {', '.join(header)}")
-            found = [row[column].strip() if len(row) > column else None for row in table if row]
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV table ({error}); fetch it again") from None
-    if len(found) != count:
-        raise DataError(f"{path}: {len(found):,} rows for {count:,} patches; they must match row by row")
-    if None in found:
-        raise DataError(f"{path}: row {found.index(None)} has no {header[column]}")
-    return np.array(found)
 
 
 def check(splits: dict[str, Split]) -> list[Finding]:
     """Slides that two splits share, and class mix and order of the splits."""
     pairs = itertools.combinations([name for name in SPLITS if name in splits], 2)
-    shared = [_shared(splits[one], splits[other]) for one, other in pairs]
-    return [finding for finding in shared if finding] + _mix(splits) + _order(splits)
+    shared = [finding for one, other in pairs for finding in _shared(splits[one], splits[other])]
+    return shared + _mix(splits) + _order(splits)
 
 
-def _shared(one: Split, other: Split) -> Finding | None:
-    """Slides in both splits. Where most of train would go, only the strays are dropped: rows away from home."""
+def _shared(one: Split, other: Split) -> list[Finding]:
+    """Slides in both splits: a finding for each. Where most of the first would go, only strays, away from home, are."""
     if one.slides is None or other.slides is None:
-        return None
+        return []
     both = np.intersect1d(one.slides, other.slides)
     if not len(both := both[both != ""]):
-        return None
-    here, there = (np.flatnonzero(np.isin(slides, both)) for slides in (one.slides, other.slides))
-    counts, others = (
-        {str(s): int(n) for s, n in zip(*np.unique(slides, return_counts=True), strict=True)}
-        for slides in (one.slides[here], other.slides[there])
+        return []
+    counts = [{str(s): int((split.slides == s).sum()) for s in both} for split in (one, other)]
+    at_home = [s for s in counts[0] if counts[0][s] >= counts[1][s]]
+    known = {one.name: one.slides, other.name: other.slides}
+    rows = {name: np.flatnonzero(np.isin(slides, both)) for name, slides in known.items()}
+    strays = {one.name: rows[one.name][~np.isin(one.slides[rows[one.name]], at_home)],
+              other.name: rows[other.name][np.isin(other.slides[rows[other.name]], at_home)]}  # fmt: skip
+    most = len(rows[one.name]) > len(one) / 2
+    drop = strays if most or one.name != "train" else {one.name: rows[one.name], other.name: _NONE}
+    advice = (
+        f"split again by slide; leaving out the {sum(map(len, strays.values())):,} strays, or moving them, is enough"
     )
-    at_home = [slide for slide in counts if counts[slide] >= others[slide]]
-    strays = {
-        one.name: here[np.isin(one.slides[here], at_home, invert=True)],
-        other.name: there[np.isin(other.slides[there], at_home)],
-    }
-    remedy = one.name == "train"
-    most, astray = len(here) > len(one) / 2, sum(map(len, strays.values()))
-    advice = f"leave these train rows out, or split again by slide; {astray:,} rows are strays"
-    if most or not remedy:
-        advice = f"split again by slide; moving the {astray:,} strays home is enough"
-    facts = {
-        "other": other.name,
-        "slides": {slide: [counts[slide], others[slide]] for slide in counts},
-        "strays": {name: rows.tolist() for name, rows in strays.items()},
-    }
-    what = f"{len(both):,} slides lie in {one.name} and in {other.name}: {len(here):,} and {len(there):,} of their rows"
-    drop = (strays[one.name] if most else here) if remedy else _NONE
-    sure = "certain: names in both meta files"
-    return Finding("leakage.slides", one.name, what, here, sure, advice, "leak" if remedy else None, drop, facts)
+    if not most and one.name == "train":
+        advice = "leave these train rows out, or split again by slide"
+    details = {"slides": {s: [counts[0][s], counts[1][s]] for s in counts[0]},
+               "strays": {name: found.tolist() for name, found in strays.items()}}  # fmt: skip
+    return [
+        Finding(
+            "leakage.slides", split.name,
+            f"{len(both):,} slides lie in {one.name} and in {other.name}: {len(rows[one.name]):,} and "
+            f"{len(rows[other.name]):,} of their rows",
+            rows[split.name], "certain: names in both meta files", advice, "leak", drop[split.name], details,
+        )
+        for split in (one, other)
+    ]  # fmt: skip
 
 
 def assignment(splits: dict[str, Split]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 from pcamlib import sources
 from pcamlib.audit import duplicates, integrity, near, poison
 from pcamlib.audit.findings import Split
-from pcamlib.audit.leakage import read_slides
+from pcamlib.audit.slides import read_slides
 from pcamlib.audit.stream import Block
 from pcamlib.data import layout, scan
 from pcamlib.data.patches import header, open_split

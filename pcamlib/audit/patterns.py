@@ -31,9 +31,7 @@ _BINS = SIDE // 2 + 1
 _COMPONENTS, _CLIP, _SECTORS, _STRONG = 12, 3.0, 24, (3.0, 4.5)
 _FREE = 1e9  # no clipping
 _BY_CHANCE = 1e-7  # of 112,896 sectors of coefficients
-_APART = (
-    8.0  # robust sd between carriers and the others; none of 4,000 clean real patches passed 6 with an empty valley
-)
+_APART = 8.0  # robust sd of carriers above the others; no clean real patch of 4,000 passed 6 with an empty valley
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +92,7 @@ def whiten(found: torch.Tensor, scale: torch.Tensor, clip: float = _CLIP) -> tor
 
 
 def _blocks(images: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), 128):
-        yield take(images, rows[start : start + 128])
+    return (take(images, rows[start : start + 128]) for start in range(0, len(rows), 128))
 
 
 def _usual(images: np.ndarray, rows: np.ndarray, channel: str, window: bool = False) -> torch.Tensor:
@@ -221,11 +218,10 @@ def _waves(split: Split, rows: np.ndarray) -> Iterator[tuple[Template, np.ndarra
             taken |= distance <= 3
             arc = strong & (cells == cell) & ((sectors - best) % _SECTORS < 4)
             carriers = rows[np.unique(owners[arc])]
-            z = [
-                whiten(spectrum(block, "grey", True), scale, _FREE) for block in _blocks(split.patches.images, carriers)
-            ]
-            local, ring = (torch.from_numpy(np.repeat(mask, 2)).float() for mask in
-                           (distance <= 2, (distance > 2) & (distance <= 6)))  # fmt: skip
+            blocks = _blocks(split.patches.images, carriers)
+            z = [whiten(spectrum(block, "grey", True), scale, _FREE) for block in blocks]
+            masks = distance <= 2, (distance > 2) & (distance <= 6)
+            local, ring = (torch.from_numpy(np.repeat(mask, 2)).float() for mask in masks)
             template = Template("grey", scale, torch.zeros(2 * len(down)), torch.cat(z).mean(0) * local, _FREE, ring)
             yield template, carriers, (int(down[cell]), int(across[cell])), int(excess[cell, best])
 

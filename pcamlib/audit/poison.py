@@ -23,10 +23,9 @@ from pcamlib.data.patches import take
 
 STEP = 24  # green levels: a sharp edge; half of the neighbours in real tissue differ by 20 or more
 LEAST = 8  # equal marks that make a finding
-_LARGEST, _SMALLEST = 150, 5  # pixels of a mark
+_LARGEST, _SMALLEST = 1500, 5  # pixels of a mark
 _MARGIN = 8  # pixels around a mark that may belong to it, in other colours
 _CHUNK = 8  # rows at a time: 61 us a row, against 103 for 16, as their planes stay in a core's cache
-_RING = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +88,12 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask) & ~mask
 
 
-def _marks(patch: np.ndarray, linked: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(area, hash of shape and colour, place y * 96 + x) of each mark that the linked pixels belong to."""
+def _marks(patch: np.ndarray, linked: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    """(area, hash of shape and colour, place y * 96 + x, longer side) of each mark that holds linked pixels."""
     colours, green = _colours(patch), patch[..., 1].astype(np.int16)
     found, counts = np.unique(colours[linked], return_counts=True)
     for colour in found[counts >= 3]:
-        parts, _ = ndimage.label(colours == colour, _RING)
+        parts, _ = ndimage.label(colours == colour, np.ones((3, 3)))
         for part in np.unique(parts[linked & (parts > 0)]):
             ys, xs = np.nonzero(parts == part)
             if not _SMALLEST <= len(ys) <= _LARGEST:
@@ -103,66 +102,76 @@ def _marks(patch: np.ndarray, linked: np.ndarray) -> Iterator[tuple[int, int, in
             window = slice(max(y - 1, 0), ys.max() + 2), slice(max(x - 1, 0), xs.max() + 2)
             outline = _outline(parts[window] == part)
             if np.mean(np.abs(green[window][outline] - int(colour >> 8 & 255)) >= STEP) >= 0.6:
-                key = hashlib.blake2b(np.stack([ys - y, xs - x]).astype(np.uint8).tobytes(), digest_size=7)
-                key.update(int(colour).to_bytes(3, "big"))
-                yield len(ys), int.from_bytes(key.digest(), "big"), y * SIDE + x
+                shape = np.stack([ys - y, xs - x]).astype(np.uint8).tobytes()
+                key = hashlib.blake2b(shape + int(colour).to_bytes(3, "big"), digest_size=7).digest()
+                yield len(ys), int.from_bytes(key, "big"), y * SIDE + x, int(max(np.ptp(ys), np.ptp(xs))) + 1
 
 
 def observe(block: Block) -> dict[str, np.ndarray]:
     """The two largest marks of each patch.
 
     Returns:
-        `poison.mark`: (B, 2) int64 hash of shape and colour, 0 for none; `poison.place`: (B, 2) int16, y * 96 + x.
+        `poison.mark`: (B, 2) int64 hash of shape and colour, 0 for none; `poison.place`: (B, 2) int16, y * 96 + x;
+        `poison.side`: (B, 2) uint8, the longer side in pixels.
     """
-    mark, place = np.zeros((len(block), 2), np.int64), np.full((len(block), 2), -1, np.int16)
+    marks = np.zeros((len(block), 2, 3), np.int64)
     for start in range(0, len(block), _CHUNK):
         images = block.images[start : start + _CHUNK]
         linked = _links(images) >= 2
         for i in np.flatnonzero(linked.sum((1, 2)) >= 3):
-            for slot, (_, key, where) in enumerate(sorted(_marks(images[i], linked[i]), reverse=True)[:2]):
-                mark[start + i, slot], place[start + i, slot] = key, where
-    return {"poison.mark": mark, "poison.place": place}
+            for slot, (_, *found) in enumerate(sorted(_marks(images[i], linked[i]), reverse=True)[:2]):
+                marks[start + i, slot] = found
+    mark, place, side = np.moveaxis(marks, 2, 0)
+    return {"poison.mark": mark, "poison.place": place.astype(np.int16), "poison.side": side.astype(np.uint8)}
 
 
 def check(splits: dict[str, Split]) -> list[Finding]:
-    """Placed marks ("poison.mark"), blocks of odd values ("poison.spike"), and what `patterns.check` finds."""
-    findings = []
-    for split in splits.values():
-        findings += [*_spikes(split), *_placed(split)]
-    return [*findings, *patterns.check(splits)]
+    """Placed marks ("poison.mark"), blocks of odd values ("poison.spike"), and what `patterns.check` finds besides.
+
+    A mark at one place is a shared pattern too: a pattern of which more than half the rows carry marks is left out.
+    """
+    findings = [found for split in splits.values() for found in (*_spikes(split), *_placed(split))]
+    marks = [found for found in findings if found.check == "poison.mark"]
+    for found in patterns.check(splits):
+        rows = found.rows if len(found.rows) else found.details["suspects"]
+        marked = [np.isin(rows, mark.rows) for mark in marks if mark.split == found.split]
+        if np.any(marked, 0).mean() <= 0.5:
+            findings.append(found)
+    return findings
 
 
 def _finding(split: Split, kind: str, what: str, rows: np.ndarray, sure: str, details: dict[str, Any]) -> Finding:
     sentence, about = patterns.associated(split, rows)
-    advice = "leave these rows out, or look at some of them first"
-    return Finding(f"poison.{kind}", split.name, f"{what}; {sentence}", rows, sure, advice, "poison", rows,
-                   details | about)  # fmt: skip
+    return Finding(f"poison.{kind}", split.name, f"{what}; {sentence}", rows, sure,
+                   "leave these rows out, or look at some of them first", "poison", rows, details | about)  # fmt: skip
 
 
 def _spikes(split: Split) -> list[Finding]:
-    """Blocks of equal size filled with one odd value; scattered odd values are damage, and not listed here."""
-    columns = split.columns
-    if "integrity.box" not in columns:
+    """Blocks of one odd value: equal solid ones in `LEAST` rows, or other equal shapes in half of the value's rows too.
+
+    Scattered odd values and whole lines are damage. A row with a stray odd value beside its block may be missed.
+    """
+    if "integrity.box" not in split.columns:
         return []
-    box, pixels, value = columns["integrity.box"], columns["integrity.pixels"], columns["integrity.value"]
-    height, width = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
-    findings = []
+    box, pixels, value = (split.columns[f"integrity.{name}"] for name in ("box", "pixels", "value"))
     odd = np.flatnonzero(pixels > 0)
-    shape = np.stack([pixels, height, width], 1)[odd]
-    for level in np.unique(value[odd]):
-        same = np.isnan(value[odd]) if np.isnan(level) else value[odd] == level
-        if same.sum() < LEAST:
+    bits = np.where(np.isnan(value), np.float32(np.nan), value).view(np.int32)  # NaN equals NaN
+    shape = np.column_stack([bits, pixels, box[:, 2:] - box[:, :2]])[odd]
+    groups, member, counts = np.unique(shape, axis=0, return_inverse=True, return_counts=True)
+    findings = []
+    for number in np.flatnonzero(counts >= LEAST):
+        of, area, tall, wide = groups[number].tolist()
+        needed = LEAST if area == tall * wide else np.count_nonzero(shape[:, 0] == of) / 2
+        if counts[number] < needed or area < _SMALLEST - 1 or max(tall, wide) == SIDE and area == tall * wide:
             continue
-        shapes, counts = np.unique(shape[same], axis=0, return_counts=True)
-        area, tall, wide = shapes[counts.argmax()].tolist()
-        if counts.max() < max(LEAST, 0.5 * same.sum()) or area < _SMALLEST - 1:
-            continue
-        rows = odd[same & (shape == (area, tall, wide)).all(1)]
+        rows = odd[member.ravel() == number]
+        level = value[rows[0]]
         where, times = np.unique(box[rows, :2], axis=0, return_counts=True)
         place = where[times.argmax()].tolist() if times.max() > len(rows) / 2 else None
         spot = f"at row {place[0]}, column {place[1]}" if place else f"at {len(where):,} different places"
-        what = f"{len(rows):,} patches hold {area} pixels of {level:g} within {tall}x{wide}, {spot}"
-        details = {"value": float(level), "pixels": area, "size": [tall, wide], "place": place}
+        named, worth = ("NaN" if np.isnan(level) else f"{level:g}"), float(level) if np.isfinite(level) else str(level)
+        what = f"{len(rows):,} patches hold {area} pixels of {named} within {tall}x{wide}, {spot}"
+        details = {"value": worth, "pixels": area, "size": [tall, wide], "place": place}
         findings.append(_finding(split, "spike", what, rows, "certain: equal value, count and size", details))
     return findings
 
@@ -176,7 +185,7 @@ def _placed(split: Split) -> list[Finding]:
         rows, slot = np.nonzero(marks == key)
         if taken[rows].mean() > 0.5:
             continue
-        mark = _read(split, rows, split.columns["poison.place"][rows, slot])
+        mark = _read(split, rows, *(split.columns[f"poison.{name}"][rows, slot] for name in ("place", "side")))
         if mark is None or (mark.place is None and len(rows) < max(LEAST, len(split) / 1000)):
             continue  # a few highlights of five pixels are equal by chance among a quarter of a million patches
         rows = np.union1d(rows, carriers(split, mark))
@@ -189,22 +198,23 @@ def _placed(split: Split) -> list[Finding]:
     return findings
 
 
-def _read(split: Split, rows: np.ndarray, places: np.ndarray) -> Mark | None:
+def _read(split: Split, rows: np.ndarray, places: np.ndarray, sides: np.ndarray) -> Mark | None:
     """The pixels on which up to 64 patches agree around a mark; None where few patches were copied and all agrees."""
     where, times = np.unique(places, return_counts=True)
     fixed = int(where[times.argmax()]) if times.max() >= max(LEAST, len(rows) / 2) else None
     if fixed is not None:
         rows, places = rows[places == fixed], places[places == fixed]
     some = np.linspace(0, len(rows) - 1, min(64, len(rows))).astype(np.int64)
-    images, reach = take(split.patches.images, rows[some]), 2 * _MARGIN
+    images, reach = take(split.patches.images, rows[some]), max(int(sides[0]), _MARGIN) + _MARGIN
     if len({image.tobytes() for image in images}) < LEAST:
         return None
     wide = np.pad(images.astype(np.int32), ((0, 0), (_MARGIN, reach), (_MARGIN, reach), (0, 0)), constant_values=-1)
     y, x = np.divmod(places[some].astype(np.int64), SIDE)
     crops = np.stack([w[a : a + _MARGIN + reach, b : b + _MARGIN + reach] for w, a, b in zip(wide, y, x, strict=True)])
     middle = np.median(crops, 0).astype(np.int32)
-    agree = ((crops == middle).all(-1).mean(0) >= 0.95) & (middle >= 0).all(-1)
-    if not agree.any() or agree.sum() > 2 * _LARGEST:
+    inside = (middle >= 0).all(-1)
+    agree = ((crops == middle).all(-1).mean(0) >= 0.95) & inside
+    if not agree.any() or agree.sum() > 0.75 * inside.sum():
         return None
     ys, xs = np.nonzero(agree)
     window = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
@@ -222,8 +232,7 @@ def carriers(split: Split, mark: Mark) -> np.ndarray:
     rows, found = np.flatnonzero(split.valid), [np.empty(0, np.int64)]
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
-        holds = _hold_here if mark.place else _hold_anywhere
-        found.append(chosen[holds(take(split.patches.images, chosen), mark)])
+        found.append(chosen[(_hold_here if mark.place else _hold_anywhere)(take(split.patches.images, chosen), mark)])
     return np.concatenate(found)
 
 
@@ -237,12 +246,10 @@ def _surroundings(image: np.ndarray, mark: Mark, y: int, x: int) -> np.ndarray:
 
 def _hold_here(images: np.ndarray, mark: Mark) -> np.ndarray:
     assert mark.place
-    y, x = mark.place
-    height, width = mark.mask.shape
-    seen = images[:, y : y + height, x : x + width][:, mark.mask]
-    holds = (seen == mark.content[mark.mask]).all((1, 2))
+    y, x = np.argwhere(mark.mask).T + np.reshape(mark.place, (2, 1))
+    holds = (images[:, y, x] == mark.content[mark.mask]).all((1, 2))
     for i in np.flatnonzero(holds):
-        around = _surroundings(images[i], mark, y, x)
+        around = _surroundings(images[i], mark, *mark.place)
         holds[i] = len(around) == 0 or np.mean(around > 0) >= 0.1
     return holds
 
@@ -251,11 +258,10 @@ def _hold_anywhere(images: np.ndarray, mark: Mark) -> np.ndarray:
     pixels, colours = np.argwhere(mark.mask), _colours(mark.content)[mark.mask]
     free = SIDE - mark.mask.shape[0] + 1, SIDE - mark.mask.shape[1] + 1
     holds = np.zeros(len(images), bool)
-    single = (mark.content[mark.mask] == mark.content[mark.mask][0]).all()
     here = np.ones(images.shape[:3], bool)
     for channel, level in enumerate(mark.content[mark.mask][0]):
         here &= images[..., channel] == level
-    likely = here.sum((1, 2)) >= (len(pixels) if single else 1)
+    likely = here.sum((1, 2)) >= np.count_nonzero(colours == colours[0])
     for i in np.flatnonzero(likely):
         seen, hits = _colours(images[i]), np.ones(free, bool)
         for (dy, dx), colour in zip(pixels, colours, strict=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from pcamlib import seeding, sources
+from pcamlib.audit import poison
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.measure import measured
 from pcamlib.audit.stages import STAGES, Options, Stage, Subject
-from pcamlib.data.convert import cache_dir
+from pcamlib.data import convert
 from pcamlib.data.patches import mask_path
+from pcamlib.errors import DataError, PcamError
 from pcamlib.files import digest, read_json, write_json
 
 Say = Callable[[str], None]
@@ -131,7 +134,7 @@ def _audit(folder: str | Path, options: Options, report: Say) -> Report:
         [split.patches.fingerprint, str(split.patches.stored), None if split.slides is None else split.slides.tolist()]
         for split in splits.values()
     ]
-    home = cache_dir(next(iter(splits.values())).patches.stored.path)
+    home = convert.cache_dir(next(iter(splits.values())).patches.stored.path)
     subject = Subject(splits, options)
     found: dict[str, list[Finding]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -140,19 +143,23 @@ def _audit(folder: str | Path, options: Options, report: Say) -> Report:
             continue
         begun = time.monotonic()
         kept = _kept(home, folder, stage, [*basis, stage.settings(options)])
-        if kept.is_file():
+        result = None
+        with suppress(PcamError):  # there is none, or it is damaged: it is made again
             result = read_json(kept)
-            found[stage.name] = [from_json(finding) for finding in result["findings"]]
-            facts[stage.name] = result["facts"]
-            seconds[stage.name] = time.monotonic() - begun
-            continue
-        report(f"audit: {stage.name}")
-        found[stage.name], facts[stage.name] = stage.run(subject)
-        for old in kept.parent.glob(f"{kept.stem.rpartition('-')[0]}-*.json"):
-            old.unlink()
-        write_json(kept, {"findings": [to_json(f) for f in found[stage.name]], "facts": facts[stage.name]})
+        if result is None:
+            report(f"audit: {stage.name}")
+            new, about = stage.run(subject)
+            result = {"findings": [to_json(finding) for finding in new], "facts": about}
+            for old in kept.parent.glob(f"{kept.stem.rpartition('-')[0]}-*.json"):
+                if old != kept:
+                    old.unlink(missing_ok=True)
+            write_json(kept, result)
+        found[stage.name] = [from_json(finding) for finding in result["findings"]]
+        facts[stage.name] = result["facts"]
         seconds[stage.name] = time.monotonic() - begun
     findings = [finding for stage in found.values() for finding in stage]
+    if "poison" in facts:
+        facts["poison"] = {"summary": poison.verdict(findings)}
     _masks(splits, [stage for stage in STAGES if stage.name in found], findings)
     return Report(
         str(folder),
@@ -187,12 +194,18 @@ def _about(split: Split) -> dict[str, Any]:
 def _masks(splits: dict[str, Split], stages: Iterable[Stage], findings: list[Finding]) -> None:
     """Rows to leave out by rule, beside each split's scan; a rule that was looked for in vain is an empty list."""
     rules = [rule for stage in stages for rule in stage.rules]
+    files = [split.patches.stored.path for split in splits.values()]
+    files += [path for file in files if (path := file.with_name(file.name.replace("_x.", "_y."))).is_file()]
+    beside = {str(path): convert.entry(path).name for path in files}
     for split in splits.values():
         mine = {
             rule: sorted({row for f in findings if f.rule == rule and f.split == split.name for row in f.drop.tolist()})
             for rule in dict.fromkeys(rules)
         }
-        write_json(mask_path(split.patches.stored), {"fingerprint": split.patches.fingerprint, "rules": mine})
+        with suppress(DataError):  # rules of an earlier audit of the same files that this one did not look for
+            mine = {**split.patches.audited, **mine}
+        about = {"fingerprint": split.patches.fingerprint, "beside": beside, "rules": mine}
+        write_json(mask_path(split.patches.stored), about)
 
 
 def to_json(finding: Finding) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcamlib.audit import backdoor, duplicates, integrity, labels, leakage, near, poison, storage
+from pcamlib.audit import backdoor, duplicates, frequency, integrity, labels, leakage, near, poison, storage
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.training import runs
 
@@ -22,8 +22,8 @@ class Options:
     """What is looked for beyond the streaming pass.
 
     Attributes:
-        labels: wrong labels, by training small networks out of fold; `seconds`: CPU time for it, None: 7.5 ms a patch,
-            at most 300 s.
+        labels: wrong labels, by training small networks out of fold; `seconds`: CPU time for it, None: 30 and 7.5 ms
+            a patch, at most 300.
         models: backdoors, by training a network and looking into it.
         ids: a list of tile ids to authenticate the patches by.
         run: a run folder whose normalisation is checked.
@@ -119,11 +119,6 @@ def _leakage(subject: Subject) -> Result:
     return findings, {"assignment": leakage.assignment(subject.splits)}
 
 
-def _poison(subject: Subject) -> Result:
-    findings = integrity.check(subject.splits) + subject.planted
-    return subject.planted, {"summary": poison.verdict(findings)}
-
-
 def _backdoor(subject: Subject) -> Result:
     train, valid = subject.splits.get("train"), subject.splits.get("valid")
     if train is None or valid is None or train.labels is None or valid.labels is None:
@@ -131,22 +126,34 @@ def _backdoor(subject: Subject) -> Result:
     found = backdoor.inspect(train, valid, subject.planted, seed=subject.options.seed)
     learned = sum(verdict.success.learned for verdict in found)
     summary = f"{len(found)} patterns stamped on valid patches, {learned} of them learned as a backdoor by a network"
-    return [], {"summary": summary, "table": [verdict.row() for verdict in found]}
+    spectrum = frequency.detect(train, seed=subject.options.seed)
+    ruled = np.concatenate([np.empty(0, np.int64), *(f.drop for f in subject.planted if f.split == "train")])
+    both = np.count_nonzero(np.isin(spectrum.rows, ruled))
+    said = f"{spectrum.text}; {both:,} of these rows are also named by the rules"
+    return [], {"summary": f"{summary}. {said}.", "table": [verdict.row() for verdict in found], "frequency": said}
 
 
 def _labels(subject: Subject) -> Result:
     options, patches = subject.options, sum(map(len, subject.splits.values()))
-    seconds = options.seconds or min(max(10.0, 0.0075 * patches), 300.0)
+    seconds = options.seconds or min(30 + 0.0075 * patches, 300.0)
     return labels.check(subject.splits, seconds=seconds, seed=options.seed, groups=subject.copies), {}
+
+
+def _ids(options: Options) -> Any:
+    return options.ids and sorted(map(bytes.hex, duplicates.read_ids(options.ids)))
+
+
+def _run(options: Options) -> Any:
+    return options.run and runs.open_run(options.run).provenance
 
 
 STAGES = (
     Stage("storage", _storage),
     Stage("integrity", lambda subject: (integrity.check(subject.splits), {})),
-    Stage("duplicates", _duplicates, ("duplicates", "conflicts", "leak"), settings=lambda options: str(options.ids)),
+    Stage("duplicates", _duplicates, ("duplicates", "conflicts", "leak"), settings=_ids),
     Stage("near", lambda subject: (near.check(subject.splits, subject.exact, subject.near), {}), ("near", "leak")),
-    Stage("leakage", _leakage, ("leak",), settings=lambda options: str(options.run)),
-    Stage("poison", _poison, ("poison",)),
+    Stage("leakage", _leakage, ("leak",), settings=_run),
+    Stage("poison", lambda subject: (subject.planted, {}), ("poison",)),
     Stage("backdoor", _backdoor, wanted=lambda options: options.models, settings=lambda options: options.seed),
     Stage("labels", _labels, ("labels",), wanted=lambda options: options.labels,
           settings=lambda options: (options.seconds, options.seed)),

@@ -281,7 +281,7 @@ def _dtype(split: Split) -> Finding | None:
     table = compare(here, official(split.name), held)
     sure = f"certain: header, and every value of {held['n']} patches"
     facts = {"account": here.factors, "content": held, **table}
-    if held["low"] is not None and (held["whole"] < 0.5 or 0 < held["high"] <= 1):
+    if held["low"] is not None and held["whole"] < 0.5 and (held["high"] <= 8 or held["low"] < -1):
         what = (f"{stored.dtype} values from {held['low']:g} to {held['high']:g}, {held['whole']:.0%} of them whole: "
                 f"scaled, not grey levels; rounding them to uint8 loses the picture")  # fmt: skip
         return _finding("storage.scale", split, what, sure, "write the file again as uint8, 0 to 255", facts)

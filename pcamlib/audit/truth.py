@@ -40,7 +40,11 @@ def marked(report: Report, truth: Truth) -> list[dict[str, Any]]:
             if not len(planted) or (check == "duplicates.leak" and split != "train"):  # named by the earlier split
                 continue
             if check == "leakage.slides":  # of a slide in two splits, the rows away from home
-                hits = [np.array(finding.details["strays"].get(split, []), np.int64) for finding in report[check]]
+                hits = [
+                    np.array(f.details["strays"][split], np.int64)
+                    for f in report[check]
+                    if split in f.details["strays"]
+                ]
             else:
                 hits = [finding.rows for finding in report[check] if finding.split == split]
             found = np.unique(np.concatenate([np.empty(0, np.int64), *hits]))

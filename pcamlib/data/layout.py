@@ -47,6 +47,8 @@ def find(folder: str | Path, split: str, part: str) -> Path:
         DataError: unknown split, missing folder or missing file.
     """
     folder = Path(folder)
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: may not be read; ask its owner for read permission")
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}'{nearest(split, SPLITS)}")
     path = split_path(folder, split, part)
@@ -66,9 +68,16 @@ def present(folder: str | Path) -> list[str]:
     """The splits of a folder that have an x file.
 
     Raises:
-        DataError: none has; says what was looked for.
+        DataError: none has; says what was looked for. Or one has labels without patches.
     """
-    found = [split for split in SPLITS if list(Path(folder).glob(f"*_{split}_x.h5*"))]
+    found = []
+    for split in SPLITS:
+        parts = {part: split_path(folder, split, part) for part in "xy"}
+        x, y = (any(path.with_name(path.name + end).is_file() for end in ("", ".gz")) for path in parts.values())
+        if y and not x:
+            raise DataError(f"{parts['x']}: missing, while its labels {parts['y'].name} are there; add it or move them")
+        if x:
+            found.append(split)
     if not found:
         find(folder, SPLITS[0], "x")
     return found

@@ -105,13 +105,21 @@ class Patches:
             DataError: these patches and labels were not audited.
         """
         path = mask_path(self.stored)
-        if path.is_file() and (mask := read_json(path))["fingerprint"] == self.fingerprint:
-            return mask["rules"]
+        if path.is_file():
+            mask = read_json(path)
+            unchanged = all(Path(file).exists() and convert.entry(Path(file)).name == key
+                            for file, key in mask["beside"].items())  # fmt: skip
+            if unchanged and mask["fingerprint"] == self.fingerprint:
+                return mask["rules"]
         raise DataError(f"{self.stored.path}: not audited as it is now; run `pcam audit {self.stored.path.parent}`")
 
 
 def mask_path(stored: Stored) -> Path:
-    """Where an audit keeps what it would leave out of a file: {"fingerprint", "rules": {rule: rows}}."""
+    """Where an audit keeps what it would leave out of a file.
+
+    {"fingerprint": of the split, "beside": {file of another split: its cache key}, "rules": {rule: rows}}: what is a
+    leak hangs on the other splits too.
+    """
     return convert.entry(stored.path).with_suffix(".mask")
 
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import time
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -77,15 +78,21 @@ def observe(stored: Stored, name: str, observer: Observer, report: Report = lamb
     Raises:
         DataError, PcamError: as `scan`.
     """
-    kept = convert.entry(stored.path).with_suffix(f".{name}.npz")
-    if kept.is_file() and _known(stored):
+    columns = _columns(_kept(stored, name)) if _known(stored) else None
+    return _pass(stored, name, observer, report)[1] if columns is None else columns
+
+
+def _kept(stored: Stored, name: str) -> Path:
+    return convert.entry(stored.path).with_suffix(f".{name}.npz")
+
+
+def _columns(kept: Path) -> dict[str, np.ndarray] | None:
+    """Columns of an earlier pass; None where there are none, or they are damaged."""
+    try:
         with np.load(kept) as columns:
             return dict(columns)
-    _, columns = _pass(stored, name, observer, report)
-    for old in kept.parent.glob(f"{convert.entry(stored.path).name}.{name.partition('-')[0]}-*.npz"):
-        old.unlink()
-    _save(kept, columns)
-    return columns
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _known(stored: Stored) -> Scan | None:
@@ -115,6 +122,9 @@ def _pass(stored: Stored, name: str, observer: Observer | None, report: Report) 
         work, known = entry.with_suffix(".pass"), _known(stored)
         if known and observer is None:  # made by the process that was waited for
             return known, {}
+        kept = _kept(stored, name)
+        if known and observer and (columns := _columns(kept)) is not None:
+            return known, columns
         copy = None if known or _mapped(stored) else work / "pixels.u8"
         if copy and not copy.exists():
             shutil.rmtree(work, ignore_errors=True)  # shards of a pass that needed no copy
@@ -134,6 +144,10 @@ def _pass(stored: Stored, name: str, observer: Observer | None, report: Report) 
         columns = _joined(parts)
         flags, ids = columns.pop("flags"), columns.pop("ids")
         result = known or _finish(stored, flags, ids, copy)
+        if observer:
+            for old in kept.parent.glob(f"{entry.name}.{name.partition('-')[0]}-*.npz"):
+                old.unlink(missing_ok=True)
+            _save(kept, columns)
         shutil.rmtree(work)
         return result, columns
 

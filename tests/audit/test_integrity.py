@@ -14,6 +14,7 @@ from pcamlib.audit.stream import Block
 from pcamlib.data.convert import to_uint8
 from pcamlib.data.patches import Patches, open_split
 from pcamlib.data.rewrite import Truth
+from pcamlib.data.scan import Scan
 
 
 def split_of(raw: np.ndarray, labels: np.ndarray | None = None, name: str = "train") -> Split:
@@ -23,7 +24,9 @@ def split_of(raw: np.ndarray, labels: np.ndarray | None = None, name: str = "tra
         rows = raw[start : start + 7]
         parts.append(integrity.observe(Block(start, rows, *to_uint8(rows))))
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    patches = Patches(name, to_uint8(raw)[0], labels, None)  # type: ignore[arg-type]
+    images, flags = to_uint8(raw)
+    patches = Patches(name, images, labels, None)  # type: ignore[arg-type]
+    patches.__dict__["_scan"] = Scan("", flags, np.empty(0), None)
     return Split(patches, columns)
 
 
@@ -63,6 +66,25 @@ def test_the_same_block_at_the_same_place_is_called_placed() -> None:
     found = one({"train": split_of(raw)}, "integrity.nan")
     assert found.rows.tolist() == list(range(12)) and found.details["placed"] == "place"
     assert found.details["place"] == [3, 80, 10, 85]
+
+
+def test_a_minority_of_placed_blocks_is_not_denied() -> None:
+    """20 blocks among 75 patches of noise; the verdict says how many."""
+    raw, rng = noise(100), np.random.default_rng(1)
+    for row in range(95):
+        raw[row].reshape(-1)[rng.choice(27648, 20, replace=False)] = np.nan
+    raw[:20] = noise(20, 2)
+    for row in range(20):
+        y, x = rng.integers(0, 88, 2)
+        raw[row, y : y + 8, x : x + 8] = np.nan
+    found = one({"train": split_of(raw)}, "integrity.nan").details
+    assert found["placed"] == "shape" and found["size"] == [8, 8] and found["same size"] == 20
+    assert found["verdict"].startswith("20 of them hold a solid 8x8 block")
+
+
+def test_values_of_another_scale_are_not_called_placed() -> None:
+    found = one({"train": split_of(noise(40) / 127.5 - 1)}, "integrity.below")
+    assert found.details["placed"] is None and len(found.rows) == 40
 
 
 def test_scattered_values_are_noise() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcamlib.audit import leakage
+from pcamlib.audit import leakage, slides
 from pcamlib.audit.findings import Split
 from pcamlib.data.layout import split_path
 from pcamlib.data.patches import channel_statistics, open_split
@@ -26,7 +26,7 @@ from pcamlib.training.runs import Run
 
 def opened(folder: Path) -> dict[str, Split]:
     found = {name: open_split(folder, name) for name in ("train", "valid", "test")}
-    return {name: Split(p, {}, leakage.read_slides(folder, name, len(p))) for name, p in found.items()}
+    return {name: Split(p, {}, slides.read_slides(folder, name, len(p))) for name, p in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def meta(folder: Path, rows: list[list[str]], *, packed: bool = False) -> Path:
 @pytest.mark.parametrize("column", ["wsi", "Case_ID", "patient"])
 def test_slides_are_read(tmp_path: Path, column: str, packed: bool) -> None:
     meta(tmp_path, [["", column, "other"], ["0", "a", "x"], ["1", " b", "x"], ["2", "", "x"]], packed=packed)
-    found = leakage.read_slides(tmp_path, "train", 3)
+    found = slides.read_slides(tmp_path, "train", 3)
     assert found is not None and found.tolist() == ["a", "b", ""]
-    assert leakage.read_slides(tmp_path, "valid", 3) is None
+    assert slides.read_slides(tmp_path, "valid", 3) is None
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_slides_are_read(tmp_path: Path, column: str, packed: bool) -> None:
 def test_a_meta_file_that_does_not_fit(tmp_path: Path, rows: list[list[str]], said: str) -> None:
     meta(tmp_path, rows)
     with pytest.raises(DataError, match=f"train_meta.csv: .*{said}|train_meta.csv: {said}"):
-        leakage.read_slides(tmp_path, "train", 2)
+        slides.read_slides(tmp_path, "train", 2)
 
 
 def test_a_meta_file_that_is_no_text(tmp_path: Path) -> None:
     path = meta(tmp_path, [["wsi"], ["a"]], packed=True)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match="not a readable CSV"):
-        leakage.read_slides(tmp_path, "train", 1)
+        slides.read_slides(tmp_path, "train", 1)
     split_path(tmp_path, "train", "meta").write_bytes(b"wsi\n\xff\xfe\xff\n")
     with pytest.raises(DataError, match="not a readable CSV"):
-        leakage.read_slides(tmp_path, "train", 1)
+        slides.read_slides(tmp_path, "train", 1)
 
 
 def test_clean_splits_are_clean(splits: dict[str, Split]) -> None:
@@ -105,21 +105,26 @@ def test_exchanged_rows_are_the_strays(synthetic_dir: Path, tmp_path: Path, rows
     plan = Plan(synthetic_dir, seed=rows)
     leak_slides(plan, rows)
     truth = plan.write(tmp_path / "leaked")
-    (finding,) = [f for f in leakage.check(opened(tmp_path / "leaked")) if f.check == "leakage.slides"]
-    assert finding.split == "train" and finding.rule == "leak" and finding.details["other"] == "valid"
+    finding, other = [f for f in leakage.check(opened(tmp_path / "leaked")) if f.check == "leakage.slides"]
+    assert (finding.split, other.split) == ("train", "valid") and finding.rule == other.rule == "leak"
     for name in ("train", "valid"):
         assert finding.details["strays"][name] == truth.rows[f"{name}/leaked"].tolist()
     assert set(truth.rows["train/leaked"]) <= set(finding.rows)
     kept = truth.rows["train/leaked"] if len(finding.rows) > 256 else finding.rows
     assert np.array_equal(finding.drop, kept), "never most of train"
+    assert np.array_equal(other.drop, truth.rows["valid/leaked"] if len(finding.rows) > 256 else [])
 
 
 def test_each_pair_of_splits_is_compared() -> None:
     names = {"train": ["a", "b", "b", "", "c"], "valid": ["a", "d", ""], "test": ["d", "e", ""]}
     found = leakage.check({name: bare(name, None, slides) for name, slides in names.items()})
-    assert [(f.split, f.details["other"], f.rows.tolist(), f.rule) for f in found] == [
-        ("train", "valid", [0], "leak"), ("valid", "test", [1], None)]  # fmt: skip
-    assert found[0].drop.tolist() == [0] and len(found[1].drop) == 0
+    assert [(f.split, f.rows.tolist(), f.drop.tolist()) for f in found] == [
+        ("train", [0], [0]), ("valid", [0], []), ("valid", [1], []), ("test", [0], [0])]  # fmt: skip
+
+
+def test_a_slide_may_be_named_by_its_file(tmp_path: Path) -> None:
+    split_path(tmp_path, "train", "meta").write_text("wsi\ns003.tif\ns004\n")
+    assert slides.read_slides(tmp_path, "train", 2).tolist() == ["s003", "s004"]
 
 
 def test_a_class_mix_that_differs() -> None:

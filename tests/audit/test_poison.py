@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,34 @@ def test_a_mark_on_both_classes_is_no_trigger(clean: Split) -> None:
     assert "backdoor trigger" in poison.verdict(poison._placed(marked(clean, "block", None)[0]))
 
 
+@pytest.mark.parametrize("place", [(0, 0), (30, 51), None])
+@pytest.mark.parametrize("side", [13, 16, 38])
+def test_a_large_block_is_found_whole(clean: Split, side: int, place: tuple[int, int] | None) -> None:
+    rng = np.random.default_rng(side)
+    images = np.array(clean.patches.images)
+    rows = np.sort(rng.choice(len(images), 20, replace=False))
+    for row in rows:
+        y, x = place or rng.integers(0, 97 - side, 2)
+        images[row, y : y + side, x : x + side] = (250, 250, 40)
+    (found,) = poison._placed(split_of(images, clean.labels, clean))
+    assert np.array_equal(found.rows, rows)
+    assert found.details["place"] == place and np.array(found.details["mask"]).shape == (side, side)
+
+
+def test_a_pattern_on_marked_rows_is_not_told_twice(clean: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, rows = marked(clean, "block", (3, 80))
+    others = np.setdiff1d(np.arange(len(split)), rows)
+
+    def pattern(check: str, kept: np.ndarray, **details: list[int]) -> Finding:
+        return Finding(f"poison.{check}", "train", "", kept, "likely", "", "poison", kept, dict(details))
+
+    twice = [pattern("pattern", np.sort(np.append(rows, others[:19]))), pattern("wave", NONE, suspects=rows.tolist())]
+    news = [pattern("pattern", np.sort(np.append(rows, others[:20]))), pattern("wave", others[:9])]
+    monkeypatch.setattr(poison.patterns, "check", lambda splits: twice + news)
+    mark, *rest = poison.check({"train": split})
+    assert mark.check == "poison.mark" and rest == news
+
+
 def test_copies_of_one_patch_are_no_mark(clean: Split) -> None:
     split, rows = marked(clean, "block", (3, 80))
     images = np.array(split.patches.images)
@@ -137,6 +166,27 @@ def test_blocks_of_one_odd_value_are_spikes_and_scattered_ones_are_not(clean: Sp
     assert poison._spikes(spiked(clean, np.full(30, 25), same, 1e5))[0].details["place"] == [88, 88]
     holes = np.hstack([corner, corner + rng.integers(1, 6, (30, 2))])
     assert poison._spikes(spiked(clean, rng.integers(1, 51, 30), holes, np.nan)) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e5])
+def test_a_few_blocks_among_scattered_values_are_spikes_and_can_be_stored(clean: Split, value: float) -> None:
+    rng = np.random.default_rng(1)
+    corner = rng.integers(0, 88, (115, 2))
+    pixels, box = rng.integers(2, 51, 115), np.hstack([corner, corner + 8])
+    pixels[:20] = 64
+    (found,) = poison._spikes(spiked(clean, pixels, box, value))
+    assert np.array_equal(found.rows, np.arange(20)) and found.details["size"] == [8, 8]
+    assert json.loads(json.dumps(found.details, allow_nan=False))["value"] == (str(value) if value != 1e5 else 1e5)
+    assert ("NaN" if np.isnan(value) else f"{value:g}") in found.what
+    pixels[poison.LEAST - 1 : 20] = 63
+    box[:, 2:] += rng.integers(0, 9, (115, 2)) * (np.arange(115) >= poison.LEAST - 1)[:, None]
+    assert poison._spikes(spiked(clean, pixels, box, value)) == []
+
+
+def test_blank_patches_and_lines_are_no_spikes(clean: Split) -> None:
+    for tall in (2, 96):
+        box = np.tile([0, 0, tall, 96], (30, 1))
+        assert poison._spikes(spiked(clean, np.full(30, tall * 96), box, np.nan)) == []
 
 
 def test_the_verdict_weighs_what_else_is_wrong() -> None:

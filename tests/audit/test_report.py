@@ -29,6 +29,7 @@ from pcamlib.data.layout import split_path
 from pcamlib.data.patches import mask_path, open_split
 from pcamlib.data.rewrite import Truth
 from pcamlib.data.synthetic import generate
+from pcamlib.errors import DataError
 
 QUICK = Options(labels=False)
 
@@ -125,6 +126,47 @@ def test_a_repeated_audit_reads_nothing(clean: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(stage.run, "__code__", (lambda splits, options, say: 1 / 0).__code__)
     again = report.audit(clean, QUICK, silent)
     assert again.json() == first.json()
+
+
+def test_a_shorter_audit_keeps_the_rules_of_a_longer_one(copied: Path) -> None:
+    report.audit(copied, QUICK, silent)
+    path = mask_path(open_split(copied, "train").stored)
+    mask = json.loads(path.read_text())
+    path.write_text(json.dumps({**mask, "rules": {**mask["rules"], "labels": [7]}}))
+    report.audit(copied, QUICK, silent)
+    assert open_split(copied, "train").audited["labels"] == [7]
+
+
+def test_another_valid_file_makes_the_mask_of_train_stale(copied: Path) -> None:
+    report.audit(copied, QUICK, silent)
+    assert open_split(copied, "train").audited["leak"] == []
+    rewrite(copied, "valid", dtype=np.float32)
+    with pytest.raises(DataError, match="not audited as it is now"):
+        open_split(copied, "train").rows(clean=True)
+
+
+def test_a_damaged_cache_is_made_again(copied: Path) -> None:
+    first = report.audit(copied, QUICK, silent).json()
+    for path in (copied / ".pcam-cache").glob("*audit*"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert report.audit(copied, QUICK, silent).json() == first
+
+
+def test_labels_without_patches_are_not_passed_over(copied: Path, pcam: Callable[..., Any]) -> None:
+    shutil.copy(split_path(copied, "valid", "y"), split_path(copied, "test", "y"))
+    code, _, err = pcam("audit", copied, "--no-labels")
+    assert code == 2 and "test_x.h5: missing, while its labels" in err and err.count("\n") == 1
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_audit(clean: Path, pcam: Callable[..., Any]) -> None:
+    code, out, err = pcam("audit", clean, "--no-labels", "--json", clean)
+    assert code == 2 and err.count("\n") == 1 and "audit" not in out
+
+
+def test_what_nobody_foresaw_is_exit_code_3(clean: Path, pcam: Callable[..., Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(report, "audit", lambda *_: 1 / 0)
+    code, _, err = pcam("audit", clean)
+    assert code == 3 and "ZeroDivisionError" in err
 
 
 def test_other_labels_are_audited_again(copied: Path) -> None:
@@ -258,6 +300,8 @@ def test_ids(clean: Path, tmp_path: Path, pcam: Callable[..., Any]) -> None:
     (tmp_path / "ids.csv").write_text("id,label\n" + "".join(f"{name},0\n" for name in ids[:300]))
     code, out, _ = pcam("audit", clean, "--no-labels", "--ids", tmp_path / "ids.csv")
     assert code == 1 and "300 of 320" in out and "0 of 96" in out
+    (tmp_path / "ids.csv").write_text("id\n" + "\n".join(ids))
+    assert "320 of 320" in pcam("audit", clean, "--no-labels", "--ids", tmp_path / "ids.csv")[1], "read again"
     (tmp_path / "bad.csv").write_text("id\nnonsense\n")
     code, _, err = pcam("audit", clean, "--no-labels", "--ids", tmp_path / "bad.csv")
     assert code == 2 and "line 2" in err

@@ -162,7 +162,7 @@ def test_clean_leaves_out_what_an_audit_found(
     with pytest.raises(DataError, match="not audited as it is now; run `pcam audit"):
         patches.rows(clean=True)
     rules = {"duplicates": [5, 9], "poison": [1], "near": []}
-    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": rules})
+    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "beside": {}, "rules": rules})
     every = set(range(30)) - {3}
     assert set(patches.rows(clean=True)) == every - {1, 5, 9}
     assert set(patches.rows(clean=["duplicates"])) == every - {5, 9}
@@ -175,7 +175,7 @@ def test_a_mask_does_not_outlive_the_labels_it_was_made_for(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray, write: Callable[..., Path]
 ) -> None:
     patches = open_split(write(tmp_path, images, labels), "train")
-    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": {"labels": [0]}})
+    write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "beside": {}, "rules": {"labels": [0]}})
     assert 0 not in patches.rows(clean=True)
     write(tmp_path, None, 1 - labels)
     with pytest.raises(DataError, match="not audited as it is now"):

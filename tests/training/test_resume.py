@@ -384,7 +384,8 @@ def test_a_run_goes_on_only_with_the_rows_it_began_with(
     patches = open_split(tmp_path / "data", "train")
 
     def audited(*rows: int) -> None:
-        write_json(mask_path(patches.stored), {"fingerprint": patches.fingerprint, "rules": {"poison": list(rows)}})
+        mask = {"fingerprint": patches.fingerprint, "beside": {}, "rules": {"poison": list(rows)}}
+        write_json(mask_path(patches.stored), mask)
 
     def cut(step: int) -> None:
         if step == 2:
