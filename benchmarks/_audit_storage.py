@@ -14,6 +14,7 @@ from _rows import row
 
 from pcamlib.audit import leakage, resampling, storage
 from pcamlib.audit.findings import Split
+from pcamlib.audit.slides import read_slides
 from pcamlib.data.layout import PATCH_SHAPE, inspect, present, split_path
 from pcamlib.data.patches import open_split
 from pcamlib.data.plants import leak_slides
@@ -30,7 +31,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def _opened(folder: Path) -> dict[str, Split]:
     found = {name: open_split(folder, name) for name in present(folder)}
-    return {name: Split(p, {}, slides.read_slides(folder, name, len(p))) for name, p in found.items()}
+    return {name: Split(p, {}, read_slides(folder, name, len(p))) for name, p in found.items()}
 
 
 def _layouts(images: np.ndarray, kind: str, folder: Path) -> list[dict[str, Any]]:

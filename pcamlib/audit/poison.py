@@ -162,7 +162,7 @@ def _spikes(split: Split) -> list[Finding]:
     for number in np.flatnonzero(counts >= LEAST):
         of, area, tall, wide = groups[number].tolist()
         needed = LEAST if area == tall * wide else np.count_nonzero(shape[:, 0] == of) / 2
-        if counts[number] < needed or area < _SMALLEST - 1 or max(tall, wide) == SIDE and area == tall * wide:
+        if counts[number] < needed or area < _SMALLEST - 1 or (max(tall, wide) == SIDE and area == tall * wide):
             continue
         rows = odd[member.ravel() == number]
         level = value[rows[0]]
@@ -212,9 +212,10 @@ def _read(split: Split, rows: np.ndarray, places: np.ndarray, sides: np.ndarray)
     y, x = np.divmod(places[some].astype(np.int64), SIDE)
     crops = np.stack([w[a : a + _MARGIN + reach, b : b + _MARGIN + reach] for w, a, b in zip(wide, y, x, strict=True)])
     middle = np.median(crops, 0).astype(np.int32)
-    inside = (middle >= 0).all(-1)
-    agree = ((crops == middle).all(-1).mean(0) >= 0.95) & inside
-    if not agree.any() or agree.sum() > 0.75 * inside.sum():
+    inside = (crops >= 0).all(-1)
+    equal = ((crops == middle).all(-1) & inside).sum(0)
+    agree, most = equal >= 0.95 * len(crops), inside.mean(0) > 0.5
+    if not agree.any() or np.mean((equal >= 0.95 * inside.sum(0))[most]) > 0.75:  # shifted copies: equal as far as seen
         return None
     ys, xs = np.nonzero(agree)
     window = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
@@ -312,9 +313,8 @@ def verdict(findings: Iterable[Finding]) -> str:
     if flips:
         why = "what a trigger's relabelling leaves too" if triggers else "not tied to any pattern"
         said.append(f"Labels that look wrong ({sum(len(f.rows) for f in flips):,}) are {why}.")
-    kinds = {"poison.mark": "placed mark", "poison.pattern": "blended image", "poison.wave": "wave",
-             "poison.spike": "block of odd values"}  # fmt: skip
-    absent = [name for check, name in kinds.items() if all(f.check != check for f in found)]
+    kinds = {"mark": "placed mark", "pattern": "blended image", "wave": "wave", "spike": "block of odd values"}
+    absent = [name for kind, name in kinds.items() if all(f.check != f"poison.{kind}" for f in found)]
     if planted and absent:
         said.append(f"Looked for and not found: {', '.join(absent)}.")
     return " ".join(said)

@@ -54,4 +54,4 @@ def read_slides(folder: str | Path, split: str, count: int) -> np.ndarray | None
         raise DataError(f"{path}: {len(found):,} rows for {count:,} patches; they must match row by row")
     if None in found:
         raise DataError(f"{path}: row {found.index(None)} has no {header[column]}")
-    return np.array(found)
+    return np.array([_FILE.sub("", name or "") for name in found])

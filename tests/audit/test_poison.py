@@ -128,6 +128,16 @@ def test_copies_of_one_patch_are_no_mark(clean: Split) -> None:
     assert poison._placed(split_of(images, split.labels, clean)) == []
 
 
+def test_shifted_copies_are_no_mark(clean: Split) -> None:
+    images = np.array(clean.patches.images)
+    slide = np.concatenate([np.concatenate(images[:2], 1), np.concatenate(images[2:4], 1)])
+    slide[90:96, 90:96] = 255
+    rng = np.random.default_rng(0)
+    for row, (y, x) in enumerate(rng.integers(0, 30, (20, 2))):
+        images[row] = slide[y : y + 96, x : x + 96]
+    assert poison._placed(split_of(images, None, clean)) == []
+
+
 def test_a_few_equal_marks_are_chance(clean: Split) -> None:
     assert poison._placed(marked(clean, "block", (3, 80), count=poison.LEAST - 1)[0]) == []
 
