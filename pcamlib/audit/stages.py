@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pcamlib import seeding
 from pcamlib.audit import backdoor, duplicates, frequency, integrity, labels, leakage, near, poison, storage
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.training import runs
@@ -123,10 +124,12 @@ def _backdoor(subject: Subject) -> Result:
     train, valid = subject.splits.get("train"), subject.splits.get("valid")
     if train is None or valid is None or train.labels is None or valid.labels is None:
         return [], {"summary": "a backdoor is looked for where train and valid have labels", "table": []}
-    found = backdoor.inspect(train, valid, subject.planted, seed=subject.options.seed)
+    seed = subject.options.seed
+    with seeding.workers() as pool:
+        network = pool.submit(backdoor.inspect, train, valid, subject.planted, seed=seed)
+        spectrum, found = pool.submit(frequency.detect, train, seed=seed).result(), network.result()
     learned = sum(verdict.success.learned for verdict in found)
     summary = f"{len(found)} patterns stamped on valid patches, {learned} of them learned as a backdoor by a network"
-    spectrum = frequency.detect(train, seed=subject.options.seed)
     ruled = np.concatenate([np.empty(0, np.int64), *(f.drop for f in subject.planted if f.split == "train")])
     both = np.count_nonzero(np.isin(spectrum.rows, ruled))
     said = f"{spectrum.text}; {both:,} of these rows are also named by the rules"

@@ -107,8 +107,8 @@ class Patches:
         path = mask_path(self.stored)
         if path.is_file():
             mask = read_json(path)
-            unchanged = all(Path(file).exists() and convert.entry(Path(file)).name == key
-                            for file, key in mask["beside"].items())  # fmt: skip
+            beside = {Path(file): key for file, key in mask.get("beside", {"": ""}).items()}
+            unchanged = all(file.is_file() and convert.entry(file).name == key for file, key in beside.items())
             if unchanged and mask["fingerprint"] == self.fingerprint:
                 return mask["rules"]
         raise DataError(f"{self.stored.path}: not audited as it is now; run `pcam audit {self.stored.path.parent}`")
