@@ -21,7 +21,10 @@ class Shown(NamedTuple):
 
 
 def gallery(lines: Mapping[str, Sequence[Shown]], most: int = 10) -> tuple[Figure, dict[str, list[str]]]:
-    """A line of patches for each name, the centre 32x32 marked; and what was shown, as text."""
+    """A line of patches for each name, the centre 32x32 marked; and what was shown, as text.
+
+    Where there is nothing to show, the figure says so.
+    """
     lines = {name: list(line)[:most] for name, line in lines.items() if line}
     width = max([len(line) for line in lines.values()] or [1])
     tall = 1.7 if any("\n" in shown.title for line in lines.values() for shown in line) else 1.5
@@ -40,7 +43,10 @@ def gallery(lines: Mapping[str, Sequence[Shown]], most: int = 10) -> tuple[Figur
             axis.set_title(shown.title, size=6, pad=2)
         line[0].text(-0.06, 0.5, name, rotation=90, size=7, ha="right", va="center", transform=line[0].transAxes)
     figure.tight_layout(pad=0.4)
-    return figure, {name: [f"{s.split.name} {s.row}: {s.title}" for s in line] for name, line in lines.items()}
+    if not lines:
+        axes[0, 0].text(0.5, 0.5, "nothing found", size=9, ha="center", va="center")
+    shown = {name: [f"{s.split.name} {s.row}: {s.title}" for s in line] for name, line in lines.items()}
+    return figure, shown or {"nothing found": []}
 
 
 def bars(values: Mapping[str, float], unit: str, line: tuple[str, float] | None = None) -> Figure:

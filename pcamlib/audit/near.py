@@ -310,5 +310,5 @@ def _overlap(name: str, pairs: list[Pair]) -> list[Finding]:
     rows = np.unique([row for pair in inside for _, row in (pair.first, pair.second)])
     what = f"{len(rows):,} patches overlap another, {len(inside):,} pairs, by {COPY + 1} to {align.REACH} pixels' shift"
     advice = "keep them, but they are not independent: split by slide, and resample by slide for intervals"
-    shown = [asdict(pair) for pair in inside[:SHOWN]]
+    shown = [Group([pair.first, pair.second], [{}, asdict(pair.evidence)]).json() for pair in inside[:SHOWN]]
     return [Finding("near.overlap", name, what, rows, _SURE, advice, details={"pairs": len(inside), "shown": shown})]

@@ -29,7 +29,8 @@ def odd_values(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
             table.append({
                 "set": name, "split": finding.split, "kind": finding.check.partition(".")[2],
                 "patches": len(finding.rows), "value": details.get("value"),
-                "block": details.get("size"), "verdict": details.get("verdict", "no picture"),
+                "block": "x".join(map(str, details.get("size") or ())) or None,
+                "verdict": details.get("verdict", "no picture"),
                 "odds ratio, tumour": None if odds is None else round(odds[0], 2),
                 "95 % interval": None if odds is None else [round(bound, 2) for bound in odds[1:]],
             })  # fmt: skip

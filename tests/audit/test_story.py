@@ -47,7 +47,8 @@ def test_every_stage_of_every_set_has_a_row(reports: dict[str, Report]) -> None:
 
 def test_odd_values_and_their_patches(reports: dict[str, Report]) -> None:
     rows = {row["kind"]: row for row in story.odd_values(reports)}
-    assert rows["above"]["block"] == [5, 5] and rows["above"]["value"] == 1e5 and "placed" not in rows["nan"]["verdict"]
+    assert rows["above"]["block"] == "5x5" and rows["nan"]["block"] is None
+    assert rows["above"]["value"] == 1e5 and "placed" not in rows["nan"]["verdict"]
     assert story.odd_values({"data": reports["data"]})[0]["patches"] == 0
     lines = story.odd_patches(reports["course"])
     assert [shown.row for shown in lines["integrity.above"]] == reports["course"]["integrity.above"][0].rows[
@@ -145,4 +146,4 @@ def test_figures_draw_what_they_are_given() -> None:
         "a"
     ]
     figure, shown = figures.gallery({})
-    assert shown == {} and figure.axes
+    assert shown == {"nothing found": []} and figure.axes[0].texts[0].get_text() == "nothing found"
