@@ -45,8 +45,8 @@ def gallery(lines: Mapping[str, Sequence[Shown]], most: int = 10) -> tuple[Figur
     figure.tight_layout(pad=0.4)
     if not lines:
         axes[0, 0].text(0.5, 0.5, "nothing found", size=9, ha="center", va="center")
-    shown = {name: [f"{s.split.name} {s.row}: {s.title}" for s in line] for name, line in lines.items()}
-    return figure, shown or {"nothing found": []}
+    told = {name: [f"{s.split.name} {s.row}: {s.title}" for s in line] for name, line in lines.items()}
+    return figure, told or {"nothing found": []}
 
 
 def bars(values: Mapping[str, float], unit: str, line: tuple[str, float] | None = None) -> Figure:
