@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _audit_poison import ROWS, SHARE, Change, _base, _kinds, _split
+from _audit_poison import ROWS, SHARE, Change, _base, _kinds, _split, on_patches
 from _rows import row
 from scipy import ndimage
 
 from pcamlib.audit import frequency
 from pcamlib.data.layout import SIDE
-from pcamlib.data.patches import Patches, open_split
-from pcamlib.data.synthetic import generate
+from pcamlib.data.patches import Patches
 
 SHARED = ("white 5x5 block", "black corner triangle", "blend 10 % noise", "waves of 16 levels, 12 px")
 
@@ -32,12 +30,8 @@ def _own_warp(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def rows(real: Path | None, rounds: int) -> list[dict[str, Any]]:
-    """Rates on real patches, or on generated ones where `real` is None; up to two seeds."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if real is None:
-            generate(Path(scratch), sizes={"train": 2 * ROWS}, report=lambda line: None)
-        patches = open_split(real or Path(scratch), "train")
-        return _rates(patches, "real" if real else "synthetic", max(1, min(rounds, 2)))
+    """Rates of each kind of trigger, averaged over the seeds."""
+    return on_patches(real, rounds, _rates)
 
 
 def _rates(patches: Patches, name: str, seeds: int) -> list[dict[str, Any]]:

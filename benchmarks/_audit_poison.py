@@ -21,6 +21,7 @@ from pcamlib.data.synthetic import generate
 ROWS, SHARE, MIX = 6000, 0.005, 0.17
 _Y, _X = np.mgrid[:SIDE, :SIDE][..., None]
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Row = dict[str, Any]
 
 
 def _mark(shape: np.ndarray, colour: Any, place: tuple[int, int] | None, share: float = 1.0) -> Change:
@@ -82,13 +83,18 @@ def _base(patches: Patches, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     return np.array(patches.images[rows]), patches.labels[rows]
 
 
-def rows(real: Path | None, rounds: int) -> list[dict[str, Any]]:
-    """Rates on real patches, or on generated ones where `real` is None; `rounds` sets how many seeds are averaged."""
+def on_patches(real: Path | None, rounds: int, rates: Callable[[Patches, str, int], list[Row]]) -> list[Row]:
+    """`rates(patches, kind, seeds)` on real patches, or on generated ones where `real` is None; up to two seeds."""
     with tempfile.TemporaryDirectory() as scratch:
         if real is None:
             generate(Path(scratch), sizes={"train": 2 * ROWS}, report=lambda line: None)
         patches = open_split(real or Path(scratch), "train")
-        return _rates(patches, "real" if real else "synthetic", max(1, min(rounds, 2)))
+        return rates(patches, "real" if real else "synthetic", max(1, min(rounds, 2)))
+
+
+def rows(real: Path | None, rounds: int) -> list[Row]:
+    """Rates of each kind of mark, averaged over the seeds."""
+    return on_patches(real, rounds, _rates)
 
 
 def _rates(patches: Patches, name: str, seeds: int) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from pcamlib.sources import ROOT
 
 app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 data_app = typer.Typer(help="Fetch, generate and describe patches.", no_args_is_help=True)
-runs_app = typer.Typer(help="List and compare runs.", no_args_is_help=True)
+runs_app = typer.Typer(help="List, compare, repeat and send runs.", no_args_is_help=True)
 notebook_app = typer.Typer(help="Execute notebooks headlessly.", no_args_is_help=True)
 journal_app = typer.Typer(help="Make, render and check the journal.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -125,6 +125,27 @@ def train(
     loop.train(settings, folder, out or Path("runs") / f"{Path(recipe).stem}-{now().replace(':', '')[:17]}")
 
 
+@app.command("hpo")
+def hpo(
+    space: Annotated[str, typer.Argument(help="Name of a search space (cnn, smoke), or path of a YAML file.")],
+    data: DataOption = None,
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on with its search.")] = Path("runs/hpo"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes started here; more may join from other hosts.")] = 2,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the first phase, in all.")] = None,
+    random: Annotated[bool, typer.Option("--random", help="Random search within the same budget.")] = False,
+) -> None:
+    """Search hyperparameters; killed or stopped, the same command goes on, and the number of trials stays exact."""
+    from pcamlib.data.folder import data_folder
+    from pcamlib.experiments import hpo as searching
+    from pcamlib.experiments import space as spaces
+
+    wanted = spaces.read(space).sized(trials=trials, sampler="random" if random else None)
+    found = searching.search(wanted, data_folder(data), out, workers)
+    print(found.table().drop(columns=["weights"]).to_string(index=False))
+    print(f"best: {', '.join(f'{key}={value}' for key, value in found.best().items())}")
+    print(f"`pcam train --recipe {out / 'champion.yaml'}` trains it again")
+
+
 @app.command("resume")
 def resume(run: Path, data: DataOption = None) -> None:
     """Continue an unfinished run: the same weights as if it had never stopped."""
@@ -143,16 +164,16 @@ def evaluate(run: Path, split: str = "valid", data: DataOption = None) -> None:
     print(f"stored: {finished.path / f'predictions_{split}.npz'}")
 
 
-@runs_app.command("list")
-def runs_list(folder: Annotated[Path, typer.Argument()] = Path("runs")) -> None:
-    """Every run below a folder: model, steps, best validation score, state."""
-    from pcamlib.training import runs
+@runs_app.command("table")
+def runs_table(
+    folder: Annotated[Path, typer.Argument()] = Path("runs"),
+    by: Annotated[str | None, typer.Option(help="'config': one row a configuration, mean and sd over seeds.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table there too.")] = None,
+) -> None:
+    """Every run below a folder: model, seed, steps, seconds, validation scores, weights, state."""
+    from pcamlib.experiments import overview
 
-    found = runs.list_runs(folder)
-    for line in runs.summary(found):
-        print(line)
-    if not found:
-        print(f"no runs in {folder}")
+    print(overview.text(overview.table(folder, by), csv))
 
 
 @runs_app.command("diff")
@@ -164,6 +185,30 @@ def runs_diff(a: Path, b: Path) -> None:
     for line in runs.verdict(found):
         print(line)
     raise typer.Exit(1 if found else 0)
+
+
+@runs_app.command("reproduce")
+def runs_reproduce(
+    run: Path,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run; default RUN-again.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Train a finished run again from its folder alone, compare bit by bit; exit code 0 equal, 1 different."""
+    from pcamlib.training import reproduce, runs
+
+    _, found = reproduce.reproduce(runs.open_run(run), out, data)
+    raise typer.Exit(0 if reproduce.same(found) else 1)
+
+
+@runs_app.command("sync")
+def runs_sync(
+    folder: Annotated[Path, typer.Argument()] = Path("runs"),
+    send: Annotated[bool, typer.Option("--send", help="Send them; without, nothing leaves this machine.")] = False,
+) -> None:
+    """Print which offline wandb runs would be sent, with size, steps and command."""
+    from pcamlib.training.sync import sync
+
+    sync(folder, send)
 
 
 @notebook_app.command("run")
@@ -227,14 +272,24 @@ def main() -> None:
     try:
         app()
     except PcamError as error:
-        print(f"pcam: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"pcam: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `pcam runs list | head`
+    except BrokenPipeError:  # `pcam runs table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        sys.exit(3)  # 1 is the answer of `audit`, `runs diff` and `journal check`
+        sys.exit(3)  # 1 is the answer of `audit`, `runs diff`, `runs reproduce` and `journal check`
+
+
+def _speaks() -> bool:
+    """Of several processes that torchrun started, one tells of an error."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from pcamlib.training import distributed
+
+    return distributed.speaks()
 
 
 if __name__ == "__main__":

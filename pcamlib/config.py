@@ -35,6 +35,7 @@ class Data(Strict):
     dir: str | None = Field(None, description="folder with the official files; None: --data, then $PCAM_DATA")
     drop: list[Literal["nan", "range", "black", "white"]] = ["nan", "range", "black", "white"]
     limit: int | None = Field(None, gt=0, description="train on the first N valid patches only")
+    raw: bool = Field(False, description="train on values as stored, NaN and 1e5 too, not on the clean uint8 copy")
     clean: bool | list[Literal["duplicates", "conflicts", "near", "leak", "labels", "poison"]] = Field(
         False, description="rules of `pcam audit` whose rows are left out; true: every rule it looked for"
     )
@@ -45,7 +46,8 @@ class Loader(Strict):
 
     batch_size: int = Field(128, gt=0)
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    augment: list[Literal["d4", "stain"]] = []
+    augment: list[Literal["d4", "stain", "shift"]] = []
+    shift_pixels: int = Field(4, ge=1, le=16, description="largest move of a shifted patch, before pooling")
     stain_strength: float = Field(0.05, ge=0, le=0.5, description="of the optical-density gains and offsets")
     resident: bool = Field(False, description="keep the train patches in device memory; a batch is then an index")
 
@@ -53,27 +55,37 @@ class Loader(Strict):
 class Model(Strict):
     """The network, by name; each reads the fields that concern it."""
 
-    name: Literal["mlp", "cnn"] = "cnn"
+    name: Literal["mlp", "cnn", "d4"] = "cnn"
     crop: int = Field(96, ge=32, le=96, description="side of the centre square that the network sees")
     pool: int = Field(1, ge=1, le=4, description="pixels averaged on a side before the network; must divide crop")
     hidden_units: list[int] = Field([64, 32], description="mlp: units of each hidden layer")
     dropout_rate: float = Field(0.0, ge=0, lt=1)
-    width: int = Field(32, gt=0, description="cnn: channels of the first stage")
+    width: int = Field(32, gt=0, description="cnn, d4: channels of the first stage; d4: a multiple of 8")
+
+    views: Literal[1, 8] = Field(1, description="8: the answer is the mean over the patch's rotations and reflections")
 
     @model_validator(mode="after")
     def _pools_evenly(self) -> Model:
         if self.crop % self.pool:
             raise ValueError(f"model.pool={self.pool} does not divide model.crop={self.crop}")
+        if self.name == "d4" and (self.width % 8 or self.crop // self.pool % 8):
+            raise ValueError(
+                f"model.name=d4 needs model.width and model.crop / model.pool to be multiples of 8: eight orientations "
+                f"a field, three halvings of the grid; they are {self.width} and {self.crop // self.pool}"
+            )
+        if self.name == "d4" and self.views > 1:
+            raise ValueError("model.views=8 only costs time with model.name=d4, whose answer is the same for all views")
         return self
 
 
 class Optimizer(Strict):
     """Optimiser by name."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only, with Nesterov")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and muon, with Nesterov")
+    other_lr: float = Field(2e-3, gt=0, description="muon: of biases, gains and the last layer, which AdamW moves")
 
 
 class Schedule(Strict):
@@ -94,6 +106,8 @@ class Train(Strict):
     threads: int | None = Field(None, gt=0, description="None: all cores this process may use")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     grad_clip: float | None = Field(None, gt=0, description="largest global gradient norm")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is judged; 0: none")
+    layer_norms: bool = Field(False, description="also log each layer's gradient norm at every step")
     checkpoint_every: int | None = Field(None, gt=0, description="steps; None: at each evaluation")
     evaluate_every: int | None = Field(None, gt=0, description="steps; None: once an epoch")
     patience: int | None = Field(None, gt=0, description="evaluations without a better score before stopping")
@@ -132,6 +146,12 @@ class Config(Strict):
     schedule: Schedule = Schedule()
     train: Train = Train(epochs=1)
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _raw_stays_raw(self) -> Config:
+        if self.data.raw and (self.model.pool > 1 or "stain" in self.loader.augment):
+            raise ValueError("data.raw=true needs model.pool=1 and no stain augmentation: both count in grey levels")
+        return self
 
     def digest(self) -> str:
         """SHA-256 over everything that decides the result; where the data lie and who is told do not."""

@@ -30,6 +30,10 @@ class RunError(PcamError):
     """A run folder that is missing, incomplete, or in use by another process."""
 
 
+class DivergedError(RunError):
+    """A loss, gradient or weight that is no longer finite."""
+
+
 class NotebookError(PcamError):
     """A notebook that cannot start, or did not reach its last cell."""
 

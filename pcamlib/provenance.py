@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pcamlib.files import sha256_file
 from pcamlib.seeding import cores
 from pcamlib.sources import ROOT, package_digest
 
@@ -79,6 +80,11 @@ def capability() -> str:
     return " ".join([torch.backends.cpu.get_cpu_capability(), *(["AMX"] if has_amx() else []), *overrides])
 
 
+def world_size() -> int:
+    """Processes of this training, as torchrun says; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Host, processor, capability, threads, world size and device, as this process sees them."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
@@ -89,7 +95,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "cores": cores(),
         "capability": capability(),
         "threads": torch.get_num_threads(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": world_size(),
     }
 
 
@@ -103,12 +109,14 @@ def capture(device: str = "cpu", **more: Any) -> dict[str, Any]:
     """The provenance record of this process: JSON-able; `more` adds what the caller knows (data, config digest).
 
     Returns:
-        dict with `code` (commit, dirty, digest), `python`, `torch` (build), `packages`, `machine`, `slurm`,
-        `command`, `started`, and `more`.
+        dict with `code` (commit, dirty, digest), `lock` (digest of requirements.lock, None where there is none),
+        `python`, `torch` (build), `packages`, `machine`, `slurm`, `command`, `started`, and `more`.
     """
+    lock = ROOT / "requirements.lock"
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "code": {**git_state(), "digest": package_digest()},
+        "lock": sha256_file(lock) if lock.is_file() else None,
         "python": platform.python_version(),
         "torch": f"{torch.__version__} cuda {torch.version.cuda}" if torch.version.cuda else torch.__version__,
         "packages": installed,

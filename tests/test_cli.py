@@ -114,7 +114,7 @@ def test_help_lists_the_commands() -> None:
     for group, names in {
         "": ("train", "resume", "evaluate", "data", "runs", "notebook", "journal"),
         "data": ("fetch", "synthetic", "info"),
-        "runs": ("list", "diff"),
+        "runs": ("table", "diff", "reproduce", "sync"),
         "notebook": ("run",),
         "journal": ("make", "render", "check"),
     }.items():
@@ -204,11 +204,32 @@ def test_runs_diff_says_equal_with_0_and_names_the_first_difference_with_1(pcam:
     assert code == 1 and out.startswith("first difference: config: seed: 0 | 1\n") and "step 1 loss" in out
 
 
-def test_runs_list(pcam: Call, trained: Path) -> None:
-    code, out, _ = pcam("runs", "list", trained)
-    assert code == 0 and len(out.splitlines()) == 3
-    assert "a  mlp  seed 0  3 steps  best valid AUC" in out and out.count("finished") == 3
-    assert pcam("runs", "list") == (0, "no runs in runs\n", "")
+def test_runs_table_lists_every_run_and_groups_seeds(pcam: Call, trained: Path, tmp_path: Path) -> None:
+    code, out, _ = pcam("runs", "table", trained, "--csv", tmp_path / "table.csv")
+    assert code == 0 and len(out.splitlines()) == 4 and out.count("finished") == 3
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    code, out, _ = pcam("runs", "table", trained, "--by", "config")
+    assert code == 0 and "a and b are one run, their weights are equal" in out
+    code, _, err = pcam("runs", "table", trained, "--by", "model")
+    assert code == 2 and "--by model: runs are grouped by 'config' only" in err
+    assert pcam("runs", "table") == (0, "no runs here\n", "")
+
+
+def test_runs_reproduce_says_equal_with_0_and_different_with_1(
+    pcam: Call, trained: Path, synthetic_dir: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained / "b", tmp_path / "b"))
+    code, out, _ = pcam("runs", "reproduce", run, "--data", synthetic_dir)
+    assert code == 0 and "REPRODUCED: metrics of all 3 steps" in out and (tmp_path / "b-again" / "SUCCESS").exists()
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 1.', 1))
+    code, out, _ = pcam("runs", "reproduce", run, "--data", synthetic_dir, "--out", "other")
+    assert code == 1 and "NOT REPRODUCED\nfirst difference: metrics: step 1 loss: 1." in out
+
+
+def test_runs_sync_sends_nothing_unasked(pcam: Call, trained: Path) -> None:
+    assert pcam("runs", "sync", trained) == (0, "0 wandb runs, 0 KiB, to be sent; --send sends them\n", "")
+    assert pcam("runs", "sync")[0] == 2
 
 
 # Data
@@ -378,7 +399,7 @@ def test_what_is_not_there_is_named(refused: Callable[..., str], tmp_path: Path)
         assert f"{nowhere}: no such folder; --data or PCAM_DATA must name" in refused(*command, "--data", nowhere)
         assert "train_x.h5: missing; `pcam data fetch" in refused(*command, "--data", empty)
     for command in (["resume"], ["evaluate"], ["runs", "diff", empty]):
-        assert "no run here (no config.yaml); `pcam runs list`" in refused(*command, nowhere)
+        assert "no run here (no config.yaml); `pcam runs table`" in refused(*command, nowhere)
     assert "no such template" in refused("journal", "render", "--name", "essay", "--root", empty)
     assert list(empty.iterdir()) == []
 

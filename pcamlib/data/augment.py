@@ -1,8 +1,8 @@
 """Augmentation of whole batches, drawn per patch from (seed, epoch, patch index), never from global state.
 
-D4: the eight rotations and reflections of the square, exact on pixels. Stain: haematoxylin, eosin and residual
-optical densities each get a gain and an offset (HED jitter, Tellez et al. 2018, doi:10.1109/TMI.2018.2820199), with
-the stain vectors of Ruifrok and Johnston 2001.
+D4: the eight rotations and reflections of the square, exact on pixels. Shift: by whole pixels. Stain: haematoxylin,
+eosin and residual optical densities each get a gain and an offset (HED jitter, Tellez et al. 2018,
+doi:10.1109/TMI.2018.2820199), with the stain vectors of Ruifrok and Johnston 2001.
 """
 
 from __future__ import annotations
@@ -40,6 +40,29 @@ def random_d4(images: torch.Tensor, draw: np.ndarray) -> torch.Tensor:
     return out
 
 
+def random_shift(images: torch.Tensor, draws: np.ndarray, pixels: int) -> torch.Tensor:
+    """Each patch moved by whole pixels, its border mirrored: nothing is interpolated, so nothing is blurred.
+
+    Args:
+        images: (B, S, S, C), any dtype.
+        draws: (B, 2) uniform in [0, 1): down and to the right.
+        pixels: largest move; the label is decided by the centre 32x32, so a few leave nearly every label true.
+    """
+    count, side, _, channels = images.shape
+    wide = images.new_empty(count, side + 2 * pixels, side + 2 * pixels, channels)
+    inner = slice(pixels, pixels + side)
+    wide[:, inner, inner] = images
+    wide[:, :pixels, inner] = images[:, 1 : pixels + 1].flip(1)
+    wide[:, pixels + side :, inner] = images[:, side - 1 - pixels : side - 1].flip(1)
+    wide[:, :, :pixels] = wide[:, :, pixels + 1 : 2 * pixels + 1].flip(2)
+    wide[:, :, pixels + side :] = wide[:, :, side - 1 : side - 1 + pixels].flip(2)
+    out = torch.empty_like(images)
+    corners = (draws * (2 * pixels + 1)).astype(np.int64).tolist()
+    for number, (top, left) in enumerate(corners):
+        out[number] = wide[number, top : top + side, left : left + side]
+    return out
+
+
 def random_stain(images: torch.Tensor, draws: np.ndarray, strength: float) -> torch.Tensor:
     """HED jitter.
 
@@ -71,7 +94,7 @@ def augment(
 
     Args:
         images: (B, S, S, 3) uint8.
-        names: any of "d4", "stain".
+        names: any of "d4", "stain"; "shift" is `random_shift`'s, before the model's view is taken.
         index: (B,) patch rows; with seed and epoch they key the draws.
         strength: of the stain jitter.
 

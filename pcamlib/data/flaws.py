@@ -1,4 +1,4 @@
-"""Flawed data sets with the truth about what is wrong in them: the course's kind, and one with every hidden flaw."""
+"""Flawed data sets with the truth about what is wrong in them: the course's kind, hidden ones, and a few rare ones."""
 
 from __future__ import annotations
 
@@ -43,23 +43,10 @@ def course_like(
     plan.truth.rows["train/kept"] = rows
     shares = {"black": black, "white": white, "spike": spike, "nan": nan}
     spoiled = {kind: plan.draw("train", share) for kind, share in shares.items()}
-    corner = plan.rng.integers(0, SIDE - 4, (len(spoiled["spike"]), 2))
-    holes = [plan.rng.choice(SIDE * SIDE, plan.rng.integers(1, 51), replace=False) for _ in spoiled["nan"]]
-
-    def spiked(patch: np.ndarray, i: int) -> np.ndarray:
-        y, x = corner[i]
-        patch[y : y + 5, x : x + 5] = SPIKE
-        return patch
-
-    def holed(patch: np.ndarray, i: int) -> np.ndarray:
-        patch.reshape(-1, 3)[holes[i]] = np.nan
-        return patch
-
     plan.plant("train", "black", spoiled["black"], lambda patch, _: np.zeros_like(patch))
     plan.plant("train", "white", spoiled["white"], lambda patch, _: np.full_like(patch, 255))
-    plan.plant("train", "spike", spoiled["spike"], spiked)
-    plan.plant("train", "nan", spoiled["nan"], holed)
-    plan.truth.rows["train/corner"] = corner
+    _blocks(plan, spoiled["spike"])
+    _holes(plan, spoiled["nan"])
     return plan.write(dest, float32=("train",), unlabelled=("test",), meta=False)
 
 
@@ -84,3 +71,52 @@ def hidden_flaws(source: str | Path, dest: str | Path, *, seed: int = 0) -> Trut
     trigger(plan, 0.005, kind="blend")
     flip_labels(plan, 0.05)
     return plan.write(dest)
+
+
+def rare_flaws(
+    source: str | Path, dest: str | Path, *, seed: int = 0, patches: int = 512, each: int = 8, nan: int = 4
+) -> Truth:
+    """Write data whose few flaws should each show in the gradient: train is float32, the other splits stay uint8.
+
+    Args:
+        source: official layout, uint8.
+        dest: folder without data, or one written here before.
+        patches: the first rows of train that are kept.
+        each: rows with a block of 1e5 in the centre 48x48, and as many with the other label.
+        nan: rows with 1 to 50 NaN pixels there.
+
+    Returns:
+        Rows under `train/spike`, `train/flip` and `train/nan`; `train/corner` as in `course_like`.
+    """
+    plan = Plan(source, seed=seed)
+    plan.keep("train", np.arange(min(patches, len(plan.of("train")))))
+    _blocks(plan, plan.draw("train", each), edge=24)
+    _holes(plan, plan.draw("train", nan), edge=24)
+    flip_labels(plan, each)
+    return plan.write(dest, float32=("train",), meta=False)
+
+
+def _blocks(plan: Plan, rows: np.ndarray, edge: int = 0) -> None:
+    """5x5x3 values of 1e5 in each row, at least `edge` pixels from its border; the places are under `train/corner`."""
+    corner = plan.rng.integers(edge, SIDE - 4 - edge, (len(rows), 2))
+
+    def edit(patch: np.ndarray, i: int) -> np.ndarray:
+        y, x = corner[i]
+        patch[y : y + 5, x : x + 5] = SPIKE
+        return patch
+
+    plan.plant("train", "spike", rows, edit)
+    plan.truth.rows["train/corner"] = corner
+
+
+def _holes(plan: Plan, rows: np.ndarray, edge: int = 0) -> None:
+    """1 to 50 NaN pixels in each row, at least `edge` pixels from its border."""
+    side = SIDE - 2 * edge
+    holes = [plan.rng.choice(side * side, plan.rng.integers(1, 51), replace=False) for _ in rows]
+
+    def edit(patch: np.ndarray, i: int) -> np.ndarray:
+        y, x = np.divmod(holes[i], side)
+        patch[y + edge, x + edge] = np.nan
+        return patch
+
+    plan.plant("train", "nan", rows, edit)

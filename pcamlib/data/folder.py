@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pcamlib.data.flaws import course_like, hidden_flaws
+from pcamlib.data.flaws import course_like, hidden_flaws, rare_flaws
 from pcamlib.data.layout import split_path
 from pcamlib.data.rewrite import Truth
 from pcamlib.data.synthetic import described, generate
@@ -16,6 +16,7 @@ from pcamlib.sources import ROOT
 SYNTHETIC = ROOT / "data" / "synthetic"
 COURSE = ROOT / "data" / "synthetic-course"
 FLAWED = ROOT / "data" / "synthetic-flawed"
+RARE = ROOT / "data" / "synthetic-rare"
 
 
 def data_folder(given: str | Path | None = None, report: Callable[[str], None] = print) -> Path:
@@ -61,6 +62,14 @@ def flawed_folder(data: Path) -> Path | None:
         return None
     _made(FLAWED, hidden_flaws)
     return FLAWED
+
+
+def rare_folder(data: Path) -> Path | None:
+    """Synthetic files with a few rows of 1e5, NaN and flipped labels; None where the data are real."""
+    if data != SYNTHETIC:
+        return None
+    _made(RARE, rare_flaws)
+    return RARE
 
 
 def _made(folder: Path, write: Callable[..., Truth]) -> None:

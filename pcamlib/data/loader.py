@@ -15,21 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pcamlib.data.augment import augment
+from pcamlib.data.augment import augment, random_shift
 from pcamlib.data.layout import PATCH_BYTES, SIDE
 from pcamlib.data.patches import Patches, release
-from pcamlib.data.sampling import order
-from pcamlib.errors import CheckpointError, DataError
+from pcamlib.data.sampling import order, share
+from pcamlib.errors import CheckpointError, ConfigError, DataError
+from pcamlib.seeding import counter_uniform
 
+_BLOCK = 2048  # patches sent to the device at a time: 54 MiB
 _RESIDENT_LIMIT = 64 << 20  # mapped bytes touched before they are given back; costs the MLP 13 % of its speed
 
 
 class Batch(NamedTuple):
-    """images: (B, 3, S, S) uint8 in channels_last memory; labels: (B,) int64; rows: (B,) int64 rows of the split."""
+    """images: (B, 3, S, S) uint8 in channels_last memory; labels: (B,) int64; rows: (B,) int64 rows of the split.
+
+    share: of the patches of the whole batch, 1 where one process trains.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: np.ndarray
+    share: float = 1.0
 
 
 class _Gather:
@@ -69,10 +75,16 @@ class Loader:
         seed: keys order and augmentation.
         augmentations: names for `augment.augment`.
         strength: of the stain jitter.
+        shift: largest move in pixels.
         view: what the model sees of a batch, (B, 96, 96, 3) to (B, S, S, 3) uint8, applied before augmentation.
         device: where batches go.
         pin: copy through page-locked memory (a CUDA device only).
         resident: keep all used patches in the device's memory; a batch is then an index on the device.
+        world: (rank, processes): of each batch, this loader reads the share of one process.
+
+    Raises:
+        DataError: no labels, no rows, or rows that the split does not have.
+        ConfigError: a batch with fewer patches than processes.
     """
 
     def __init__(
@@ -85,10 +97,12 @@ class Loader:
         seed: int = 0,
         augmentations: Sequence[str] = (),
         strength: float = 0.05,
+        shift: int = 4,
         view: Callable[[torch.Tensor], torch.Tensor] | None = None,
         device: str | torch.device = "cpu",
         pin: bool = False,
         resident: bool = False,
+        world: tuple[int, int] = (0, 1),
     ) -> None:
         if patches.labels is None:
             raise DataError(f"{patches.stored.path}: this split has no labels; it can be predicted, not trained on")
@@ -96,8 +110,13 @@ class Loader:
         if len(self.rows) == 0:
             raise DataError(f"{patches.stored.path}: no valid patch is left to load")
         self.patches, self.batch_size, self.sampler, self.seed = patches, batch_size, sampler, seed
-        self.augmentations, self.strength, self.view = tuple(augmentations), strength, view
-        self.device, self.pin = torch.device(device), pin
+        self.augmentations, self.strength, self.shift, self.view = tuple(augmentations), strength, shift, view
+        self.device, self.pin, self.world = torch.device(device), pin, world
+        if (least := len(self.rows) % batch_size or batch_size) < world[1]:
+            raise ConfigError(
+                f"loader.batch_size={batch_size}: the smallest batch of {len(self.rows):,} patches has {least} for "
+                f"{world[1]} processes; choose another batch size, or fewer processes"
+            )
         self.epoch = 0
         self.position = 0
         self._labels = patches.labels[self.rows]
@@ -107,7 +126,7 @@ class Loader:
             )
         self._copy = _Gather(patches.images.reshape(len(patches), PATCH_BYTES))
         self._touched = 0
-        self._resident = self._copy(self.rows).to(self.device) if resident else None
+        self._resident = self._reside() if resident else None
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -125,6 +144,14 @@ class Loader:
                 return
             yield self._batch(chosen, epoch)
 
+    def _reside(self) -> torch.Tensor:
+        """(M, 27648) uint8 on the device, sent in blocks: a whole split in host memory would be 7 GiB beside it."""
+        held = torch.empty((len(self.rows), PATCH_BYTES), dtype=torch.uint8, device=self.device)
+        for start in range(0, len(held), _BLOCK):
+            held[start : start + _BLOCK] = self._copy(self.rows[start : start + _BLOCK])
+            release(self.patches.images)
+        return held
+
     def order(self) -> np.ndarray:
         """(M,) positions into `rows` in this epoch's order."""
         if self.sampler == "sequential":
@@ -132,16 +159,20 @@ class Loader:
         return order(self.sampler, self._labels, self.seed, self.epoch)
 
     def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
+        whole = len(chosen)
+        chosen = chosen[share(whole, *self.world)]
         rows = self.rows[chosen]
         labels = torch.from_numpy(self._labels[chosen].astype(np.int64))
         images = self.gather(chosen).view(-1, SIDE, SIDE, 3)
+        if "shift" in self.augmentations:  # of the whole patch: what moves into the view was there
+            images = random_shift(images, counter_uniform(self.seed, epoch, rows, 9)[:, 7:], self.shift)
         if self.view is not None:
             images = self.view(images)
         images = augment(images.contiguous(), self.augmentations, self.seed, epoch, rows, self.strength)
         images = images.permute(0, 3, 1, 2)  # NHWC bytes are NCHW in channels_last: no copy
         if self.device.type != "cpu":
             images, labels = self._send(images), self._send(labels)
-        return Batch(images, labels, rows)
+        return Batch(images, labels, rows, len(rows) / whole)
 
     def gather(self, chosen: np.ndarray) -> torch.Tensor:
         """(B, 27648) uint8: the patches at positions `chosen` of `rows`."""
@@ -155,7 +186,7 @@ class Loader:
         return flat
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device == self.device:
+        if tensor.device.type == self.device.type:  # "cuda" names the current GPU, a tensor's device its number
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.pin else tensor.to(self.device)
 

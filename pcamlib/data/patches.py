@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,17 @@ class Patches:
                     raise DataError(f"{self.stored.path}: the audit did not look for '{rule}'{nearest(rule, found)}")
                 kept[found[rule]] = False
         return np.flatnonzero(kept)[:limit]
+
+    @property
+    def raw(self) -> Patches:
+        """The same split with its values as they are stored, NaN and values out of 0..255 included.
+
+        Raises:
+            DataError: the values are chunked or compressed, so that they cannot be mapped where they lie.
+        """
+        if self.stored.offset is None:
+            raise DataError(f"{self.stored.path}: data.raw needs contiguous values; leave it out for the uint8 copy")
+        return replace(self, images=self.stored.map())
 
     @property
     def audited(self) -> dict[str, list[int]]:

@@ -36,6 +36,11 @@ def order(kind: str, labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.where(positive, members[1][choice % len(members[1])], members[0][choice % len(members[0])])
 
 
+def share(count: int, rank: int, size: int) -> slice:
+    """Contiguous part of `count` things that falls to process `rank` of `size`; parts differ by one thing at most."""
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
 def positives_per_batch(labels: np.ndarray, positions: np.ndarray, batch_size: int) -> np.ndarray:
     """Positives in each whole batch of an epoch's order; (number of batches,) int64."""
     whole = len(positions) // batch_size * batch_size

@@ -36,6 +36,7 @@ from pcamlib.data.layout import find
 from pcamlib.data.loader import Loader
 from pcamlib.data.patches import channel_statistics, open_split
 from pcamlib.errors import RunError
+from pcamlib.experiments import timing
 from pcamlib.models import build
 from pcamlib.models.mlp import MLP
 from pcamlib.training import checkpoint, runs
@@ -286,22 +287,12 @@ def cost(data: str | Path, rounds: int = 11, steps: int = 3, batch_size: int = 3
             optimizer.step()
         return time.perf_counter() - begun
 
-    before, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
-    torch.set_num_threads(1)  # a neighbour on the second core slows two threads up to 40 times
-    timed(True), timed(False)  # warm-up of both kinds
-    seconds = np.array([[timed(True), timed(False), timed(True)] for _ in range(rounds)])
+    before = torch.get_deterministic_debug_mode()
+    seconds = timing.interleaved([lambda: timed(True), lambda: timed(False)], rounds)
     torch.set_deterministic_debug_mode(before)
-    torch.set_num_threads(threads)
-    ratios, same = seconds[:, 0] / seconds[:, 1], seconds[:, 2] / seconds[:, 0]
-    draws = np.random.default_rng(0).integers(0, rounds, (2000, rounds))
-    low, high = np.percentile(np.median(ratios[draws], 1), [2.5, 97.5])
-    return {
-        "ratio": float(np.median(ratios)),
-        "interval": (float(low), float(high)),
-        "floor": float(np.median(np.abs(same - 1))),
-        "rounds": rounds,
-        "seconds": seconds.tolist(),
-    }
+    ratio, interval = timing.ratio(seconds[:, 0], seconds[:, 1])
+    floor = timing.floor(seconds)
+    return {"ratio": ratio, "interval": interval, "floor": floor, "rounds": rounds, "seconds": seconds.tolist()}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import nn
 
 from pcamlib.config import Model
 from pcamlib.models.cnn import CNN
+from pcamlib.models.d4 import D4CNN, turned
 from pcamlib.models.mlp import MLP
 
 
@@ -21,6 +22,7 @@ class Classifier(nn.Module):
         crop: side of the centre square that is looked at.
         pool: pixels averaged on a side; the network sees `crop / pool` pixels a side.
         flat: hand the network NHWC images, whose flattening is free (an MLP does not care about pixel order).
+        views: 8: in eval mode the logits are the mean over the eight rotations and reflections of the patch.
     """
 
     scale: torch.Tensor
@@ -35,9 +37,10 @@ class Classifier(nn.Module):
         crop: int,
         pool: int = 1,
         flat: bool = False,
+        views: int = 1,
     ) -> None:
         super().__init__()
-        self.network, self.crop, self.pool, self.flat = network, crop, pool, flat
+        self.network, self.crop, self.pool, self.flat, self.views = network, crop, pool, flat, views
         # rounded to bf16 (0.4 % at most), so that a bf16 pass over uint8 pixels gives the float32 one, rounded
         scale = torch.tensor(std, dtype=torch.float32).reciprocal().bfloat16().float()
         self.register_buffer("scale", scale)
@@ -77,6 +80,13 @@ class Classifier(nn.Module):
         rows = images.permute(0, 2, 3, 1).reshape(count, height, width * 3).to(dtype)
         x = torch.addcmul(self.shift.to(dtype).repeat(width), rows, self.scale.to(dtype).repeat(width))
         x = x.view(count, height, width, 3)
+        if self.training or self.views == 1:
+            return self._logits(x)
+        views = (turned(x, element, (1, 2)) for element in range(self.views))
+        return torch.stack([self._logits(view.contiguous()) for view in views]).mean(0)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) normalised -> (B, 2) float32."""
         return self.network(x if self.flat else x.permute(0, 3, 1, 2)).float()
 
 
@@ -91,7 +101,7 @@ def build(model: Model, statistics: dict[str, Sequence[float]]) -> Classifier:
     if model.name == "mlp":
         side = model.crop // model.pool
         network: nn.Module = MLP((side, side, 3), model.hidden_units, 2, model.dropout_rate)
-        return Classifier(network, mean, std, crop=model.crop, pool=model.pool, flat=True)
-    network = CNN(model.width, 2, model.dropout_rate)
-    classifier = Classifier(network, mean, std, crop=model.crop, pool=model.pool)
+        return Classifier(network, mean, std, crop=model.crop, pool=model.pool, flat=True, views=model.views)
+    network = (D4CNN if model.name == "d4" else CNN)(model.width, 2, model.dropout_rate)
+    classifier = Classifier(network, mean, std, crop=model.crop, pool=model.pool, views=model.views)
     return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub

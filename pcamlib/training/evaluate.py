@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 
 from pcamlib.data.loader import Loader
 from pcamlib.data.patches import Patches
+from pcamlib.data.sampling import share
 from pcamlib.errors import DataError
 from pcamlib.files import atomic_path
 from pcamlib.models import Classifier
 from pcamlib.training import metrics
+from pcamlib.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,28 @@ def predict(
 
 
 def evaluate(
-    model: Classifier, patches: Patches, *, precision: str = "fp32", device: str = "cpu", batch_size: int = 250
+    model: Classifier,
+    patches: Patches,
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
+    batch_size: int = 250,
+    world: World | None = None,
 ) -> Predictions:
     """Predict every patch of a split, also those that training drops: nobody may choose what is easy.
+
+    With `world`, each process predicts some of the batches and all get every prediction, bitwise those of one process.
 
     Raises:
         DataError: the split has no labels.
     """
-    every = np.arange(len(patches))
-    loader = Loader(patches, every, batch_size=batch_size, sampler="sequential", view=model.view, device=device)
-    index, probability = predict(model, loader, precision=precision, device=device)
+    world = world or World()
+    batches = share(math.ceil(len(patches) / batch_size), world.rank, world.size)
+    index = np.arange(len(patches))[batches.start * batch_size : batches.stop * batch_size]
+    probability = np.empty(0)
+    if len(index):  # there may be fewer batches than processes
+        loader = Loader(patches, index, batch_size=batch_size, sampler="sequential", view=model.view, device=device)
+        index, probability = predict(model, loader, precision=precision, device=device)
+    index, probability = world.concat(index), world.concat(probability)
     assert patches.labels is not None  # the loader refuses otherwise
     return Predictions(patches.split, patches.fingerprint, index, patches.labels[index], probability)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ import torch
 from pcamlib import provenance, seeding
 from pcamlib.config import Config
 from pcamlib.data.patches import open_split
-from pcamlib.errors import CheckpointError, PcamError, RunError
+from pcamlib.errors import CheckpointError, DivergedError, PcamError, RunError
 from pcamlib.files import write_json
-from pcamlib.training import checkpoint, metrics, runs
+from pcamlib.training import checkpoint, distributed, metrics, runs
 from pcamlib.training.evaluate import evaluate
-from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier
-from pcamlib.training.tracking import MetricsFile, wandb_tracker
+from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier, same_normalisation
+from pcamlib.training.tracking import MetricsFile, NullTracker, wandb_tracker
 
 
 def train(
@@ -37,8 +37,10 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    replay: Sequence[float] = (),
     report: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
+    on_evaluation: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> runs.Run:
     """Train until the configured end and leave a finished run folder.
 
@@ -46,38 +48,59 @@ def train(
         config: the whole configuration; on resume the run folder's own is used by the caller.
         folder: data folder in the official layout.
         out: run folder; new, or unfinished with `resume`.
+        replay: progress at each step of an earlier run, to be followed instead of the clock (`reproduce`).
         report: receives a line at each evaluation.
         on_step: called after each step and whatever was saved for it.
+        on_evaluation: called after `on_step` with the logged row of each evaluation; what it raises ends the run.
 
     Raises:
         RunError: `out` is taken, in use, or rests on other data; or the loss is not finite.
     """
+    with distributed.join(choose_device(config.train.device)) as world:
+        said = report if world.leads else lambda line: None
+        return _train(config, folder, out, resume, replay, said, on_step, on_evaluation)
+
+
+def _train(
+    config: Config,
+    folder: str | Path,
+    out: str | Path,
+    resume: bool,
+    replay: Sequence[float],
+    report: Callable[[str], None],
+    on_step: Callable[[int], None],
+    on_evaluation: Callable[[dict[str, Any]], None],
+) -> runs.Run:
+    """What each process does; process 0 alone writes."""
     started = time.monotonic()
     run = runs.open_run(out) if resume else runs.free(out)
     if run.success:
         report(f"{run.path}: already finished after {run.success['steps']} steps")
         return run
     state = Training(config, folder)  # before anything is written: bad data leave no run folder behind
-    record = state.record()
-    with run.lock():
+    world, record = state.world, state.world.agreed(state.record())
+    with run.lock() if world.leads else nullcontext():
         if resume:
-            _same_data(run, record)
+            same_data(run, record)
             if run.last.exists():
                 state.load(run.last)
-        else:
-            runs.create(out, config)
-        attempt = runs.begin(run, record)
+        elif world.leads:
+            runs.create(out, config, replay)
+        attempt = runs.begin(run, record) if world.leads else 0
+        world.gather(attempt)  # nobody goes on before the folder is there
         for key, before, after in provenance.difference(run.provenance["attempts"][0], record, runs.HARMLESS):
             if key.startswith(provenance.PROMISE):
                 report(f"bitwise equality with the first attempt ends here: {key} was {before}, is {after}")
         report(_banner(state, run))
         try:
-            _steps(state, run, attempt, started, report, on_step)
+            _steps(state, run, attempt, started, report, on_step, on_evaluation)
         except BaseException:
             with suppress(PcamError):  # a full disk is reported by what met it first
-                runs.end(run, "failed")
+                if world.leads:
+                    runs.end(run, "failed")
             raise
-        runs.end(run, "ok")
+        if world.leads:
+            runs.end(run, "ok")
         return run
 
 
@@ -85,6 +108,8 @@ def _banner(state: Training, run: runs.Run) -> str:
     kind = "SYNTHETIC data" if state.train.synthetic else "real data"
     weights = sum(p.numel() for p in state.model.parameters())
     place = f"{state.device} {state.precision}, {torch.get_num_threads()} threads"
+    if state.world.size > 1:
+        place = f"{state.world.size} processes of {place}"
     return (
         f"{run.path}: {state.config.model.name}, {weights:,} weights, {len(state.loader.rows):,} of "
         f"{len(state.train):,} train and {len(state.valid):,} valid patches ({kind}), {place}, "
@@ -92,7 +117,8 @@ def _banner(state: Training, run: runs.Run) -> str:
     )
 
 
-def _same_data(run: runs.Run, record: dict[str, Any]) -> None:
+def same_data(run: runs.Run, record: dict[str, Any]) -> None:
+    """Raises RunError where a record's data are not those that the run began with."""
     path = run.path / "provenance.json"
     if not path.exists():  # killed before the first record: nothing rests on the data yet
         return
@@ -112,27 +138,29 @@ def _steps(
     started: float,
     report: Callable[[str], None],
     on_step: Callable[[int], None],
+    on_evaluation: Callable[[dict[str, Any]], None],
 ) -> None:
     """Steps, evaluations and checkpoints until the end, then predictions and SUCCESS."""
     settings, progress = state.config.train, state.progress
     evaluate_every = settings.evaluate_every or len(state.loader)
     checkpoint_every = settings.checkpoint_every or evaluate_every
-    earlier, limit = progress.elapsed, settings.time_limit or math.inf
+    earlier, limit, replay = progress.elapsed, settings.time_limit or math.inf, run.replay
     state.model.train()
-    over = _over(state)
+    over, leads = _over(state), state.world.leads
     with (
-        closing(MetricsFile(run.path / "metrics.jsonl", progress.step)) as log,
-        closing(wandb_tracker(state.config, run.path, attempt)) as copy,
+        closing(MetricsFile(run.path / "metrics.jsonl", progress.step) if leads else NullTracker()) as log,
+        closing(wandb_tracker(state.config, run.path, attempt) if leads else NullTracker()) as copy,
     ):
         while not over:
             for batch in state.loader:
-                elapsed = earlier + time.monotonic() - started
+                elapsed = state.world.clock(earlier + time.monotonic() - started)
                 share = max(progress.step / state.total if state.total else 0.0, elapsed / limit)
-                row = state.step(batch, min(share, 1.0))
+                share = replay[progress.step] if replay else min(share, 1.0)
+                row = state.step(batch, share)
                 progress.step += 1
-                progress.elapsed = earlier + time.monotonic() - started
+                progress.elapsed = state.world.clock(earlier + time.monotonic() - started)
                 row = {"step": progress.step, **row, "epoch": state.loader.epoch}
-                row |= {"seconds": progress.elapsed, "attempt": attempt}
+                row |= {"progress": share, "seconds": progress.elapsed, "attempt": attempt}
                 over = _over(state)
                 if progress.step % evaluate_every == 0 or over:
                     row |= _evaluate(state, run)
@@ -140,12 +168,15 @@ def _steps(
                     over = _over(state)
                 log.log(row)
                 copy.log(row)
-                if progress.step % checkpoint_every == 0 or over:
+                if leads and (progress.step % checkpoint_every == 0 or over):
                     state.save(run.last)
                 on_step(progress.step)
+                if "valid_auc" in row:
+                    on_evaluation(row)
                 if over:
                     break
-    _finish(state, run, report)
+    if leads:
+        _finish(state, run, report)
 
 
 def _over(state: Training) -> bool:
@@ -160,9 +191,13 @@ def _over(state: Training) -> bool:
 
 def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
     """Point metrics on the validation split; keeps the weights when they are the best so far."""
-    predictions = evaluate(state.model, state.valid, precision=state.precision, device=state.device)
+    world = state.world
+    if world.size > 1 and len(set(world.gather(checkpoint.weights_digest(state.model)))) > 1:
+        raise RunError(f"step {state.progress.step}: the processes' weights drifted apart; please report it")
+    predictions = evaluate(state.judged, state.valid, precision=state.precision, device=state.device, world=world)
     if not np.isfinite(predictions.probability).all():
-        raise RunError(f"step {state.progress.step}: the weights give NaN; lower optimizer.lr or set train.grad_clip")
+        step = state.progress.step
+        raise DivergedError(f"step {step}: the weights give NaN; lower optimizer.lr or set train.grad_clip")
     point = metrics.scores(predictions.label, predictions.probability, np.ones((1, len(predictions.label))))
     found = {f"valid_{name}": float(point[name][0]) for name in ("auc", "nll", "accuracy")}
     score = found["valid_auc"] if state.config.train.select == "auc" else -found["valid_nll"]
@@ -172,7 +207,8 @@ def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
     if score > progress.best:
         progress.best, progress.best_step, progress.since_best = score, progress.step, 0
         meta = {**state.header(), "step": progress.step, "valid": found, "fingerprint": state.train.fingerprint}
-        checkpoint.save(run.best, checkpoint.join("model", state.model.state_dict()), meta)
+        if world.leads:
+            checkpoint.save(run.best, checkpoint.join("model", state.judged.state_dict()), meta)
     return found
 
 
@@ -205,7 +241,7 @@ def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> No
 def resume(out: str | Path, folder: str | Path | None = None, **options: Any) -> runs.Run:
     """Continue an unfinished run with its own configuration and, unless given, its own data folder."""
     run = runs.open_run(out)
-    return train(run.config, _folder(run, folder), out, resume=True, **options)
+    return train(run.config, data_of(run, folder), out, resume=True, **options)
 
 
 def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None = None) -> dict[str, Any]:
@@ -227,12 +263,13 @@ def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None 
         DataError: the split is missing or has no labels.
     """
     config = run.config
-    patches = open_split(_folder(run, folder), split)
+    patches = open_split(data_of(run, folder), split)
     device = choose_device(config.train.device)
     seeding.set_threads(config.train.threads)
     model, meta = load_classifier(run.best)
     if meta["model"] != config.model.model_dump():
         raise CheckpointError(f"{run.best}: a checkpoint of another model than the one in the run's config.yaml")
+    same_normalisation(run.best, meta, run.provenance["normalisation"])
     precision = choose_precision(config.train.precision, device)
     predictions = evaluate(model.to(device), patches, precision=precision, device=device)
     own = run.provenance["data"].get(split, predictions.fingerprint) == predictions.fingerprint
@@ -242,7 +279,8 @@ def evaluate_run(run: runs.Run, split: str = "valid", folder: str | Path | None 
         return run.save_predictions(predictions, name, chosen_on)
 
 
-def _folder(run: runs.Run, given: str | Path | None) -> str | Path:
+def data_of(run: runs.Run, given: str | Path | None = None) -> str | Path:
+    """The data folder given, else the one the run was trained on; RunError where it names none."""
     where = given or run.config.data.dir
     if where is None:
         raise RunError(f"{run.path}: the run does not say where its data lie; give --data DIR")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,20 @@ from typing import Any
 
 from pcamlib import provenance
 from pcamlib.config import Config, parse, read_yaml
-from pcamlib.errors import PcamError, RunError
+from pcamlib.errors import RunError
 from pcamlib.files import read_json, write_json, write_text
 from pcamlib.training import checkpoint
 from pcamlib.training.evaluate import Predictions
 from pcamlib.training.tracking import read_metrics
 
 #: Keys of a provenance record that may differ between equal runs.
-HARMLESS = ("started", "command", "slurm", "machine.host", "attempts", "ended", "exit", "code.commit", "code.dirty")
+#: `code.digest` and `packages` say what was used of the commit and the lock file.
+HARMLESS = (
+    "started", "command", "slurm", "machine.host", "attempts", "ended", "exit", "code.commit", "code.dirty", "lock",
+)  # fmt: skip
+
+#: Keys of a metrics row that follow the clock or tell how often a run was interrupted.
+CLOCK = ("seconds", "progress", "attempt")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,12 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """The provenance record, with one entry an attempt."""
         return read_json(self.path / "provenance.json")
+
+    @property
+    def replay(self) -> list[float]:
+        """Progress by step that the run follows instead of the clock; empty for all but repeated runs."""
+        path = self.path / "replay.json"
+        return read_json(path) if path.exists() else []
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl."""
@@ -109,7 +121,7 @@ def open_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path}: no run here (no config.yaml); `pcam runs list` shows what there is")
+        raise RunError(f"{path}: no run here (no config.yaml); `pcam runs table` shows what there is")
     return Run(path)
 
 
@@ -129,15 +141,18 @@ def free(path: str | Path) -> Run:
     return run
 
 
-def create(path: str | Path, config: Config) -> Run:
-    """A new run folder holding its configuration.
+def create(path: str | Path, config: Config, replay: Sequence[float] = ()) -> Run:
+    """A new run folder holding its configuration and, where it repeats an earlier run, that one's progress by step.
 
     Raises:
         RunError: the folder already holds a run.
     """
     run = free(path)
     (run.path / "provenance.json").unlink(missing_ok=True)  # of an attempt killed before its first checkpoint
-    write_text(run.path / "config.yaml", config.yaml())
+    (run.path / "replay.json").unlink(missing_ok=True)
+    if replay:
+        write_json(run.path / "replay.json", list(replay))
+    write_text(run.path / "config.yaml", config.yaml())  # last: it makes the folder a run
     return run
 
 
@@ -216,28 +231,8 @@ def verdict(found: list[Difference]) -> list[str]:
     return lines
 
 
-def summary(found: list[Run]) -> list[str]:
-    """One line a run: name, model, steps, best validation score, state."""
-    lines = []
-    for run in found:
-        try:
-            done, config = run.success, run.config
-        except PcamError as error:
-            lines.append(f"{run.path}  unreadable: {error}")
-            continue
-        rows = run.metrics()
-        scores = [row["valid_auc"] for row in rows if "valid_auc" in row]
-        best = f"best valid AUC {max(scores):.4f}" if scores else "no evaluation yet"
-        steps = done["steps"] if done else rows[-1]["step"] if rows else 0
-        about = f"{config.model.name}  seed {config.seed}  {steps} steps  {best}"
-        lines.append(f"{run.path}  {about}  {'finished' if done else 'unfinished'}")
-    return lines
-
-
 def _metric_difference(a: Run, b: Run) -> list[Difference]:
-    left, right = (
-        [{k: v for k, v in row.items() if k not in ("seconds", "attempt")} for row in r.metrics()] for r in (a, b)
-    )
+    left, right = ([{k: v for k, v in row.items() if k not in CLOCK} for row in r.metrics()] for r in (a, b))
     for one, other in zip(left, right, strict=False):
         for key in {**one, **other}:
             if one.get(key) != other.get(key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,12 @@ class MetricsFile:
 
 
 class WandbTracker:
-    """A copy to Weights & Biases: one wandb run per attempt, grouped, so that no piece overwrites another."""
+    """A copy to Weights & Biases: one wandb run an attempt, so that no piece of a requeued job overwrites another.
+
+    A killed process takes up to 32 KiB of wandb's latest rows with it, for short runs all of them. So each attempt's
+    copy begins with the rows that the attempts before it left in metrics.jsonl, and the last one is whole. Pieces are
+    grouped by study (`tracking.group`), in it by run (the job type).
+    """
 
     def __init__(self, config: Config, folder: Path, attempt: int) -> None:
         try:
@@ -62,12 +68,18 @@ class WandbTracker:
         self._run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group or folder.name,
+            job_type=folder.name,
             name=f"{folder.name}-{attempt}",
+            id=uuid.uuid4().hex[:16],  # here, or $WANDB_RUN_ID of the shell would make all pieces one run
+            resume="never",
+            reinit="create_new",  # never an open run of this process
             mode="online" if config.tracking.wandb == "online" else "offline",
             config=config.model_dump(),
             dir=str(folder),
             settings=wandb.Settings(silent=True),
         )
+        for row in read_metrics(folder / "metrics.jsonl"):
+            self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
         """Send a row under its step."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from audit_memory import observed, split_of
 
 from pcamlib.audit import duplicates
 from pcamlib.audit.duplicates import Member, authenticate, check, groups, observe, views
 from pcamlib.audit.findings import Split
-from pcamlib.audit.stream import Block
 from pcamlib.data.patches import open_split
 from pcamlib.data.plants import copies
 from pcamlib.data.rewrite import Plan, Truth
@@ -19,26 +20,14 @@ from pcamlib.errors import DataError
 
 
 def columns(images: np.ndarray) -> dict[str, np.ndarray]:
-    return observe(Block(0, images, images, np.zeros(len(images), np.uint8)))
+    return observed(images, observe)
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 96, 96, 3), np.uint8)
 
 
-class Held:
-    """Patches in memory."""
-
-    def __init__(self, split: str, images: np.ndarray, labels: np.ndarray | None, valid: np.ndarray | None = None):
-        self.split, self.images, self.labels = split, images, labels
-        self.valid = np.ones(len(images), bool) if valid is None else valid
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def held(name: str, images: np.ndarray, labels: np.ndarray | None = None, valid: np.ndarray | None = None) -> Split:
-    return Split(Held(name, images, labels, valid), columns(images))  # type: ignore[arg-type]
+held = partial(split_of, (observe,))
 
 
 def canonical(image: np.ndarray) -> bytes:

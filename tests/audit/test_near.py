@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from audit_memory import split_of
 from PIL import Image
 
 from pcamlib.audit import align, duplicates, near
 from pcamlib.audit.duplicates import Member
 from pcamlib.audit.findings import Split
 from pcamlib.audit.near import Evidence, check, search
-from pcamlib.audit.stream import Block
 from pcamlib.data.patches import open_split
 
-
-class Held:
-    """Patches in memory."""
-
-    def __init__(self, split: str, images: np.ndarray, labels: np.ndarray | None, valid: np.ndarray | None = None):
-        self.split, self.images, self.labels = split, images, labels
-        self.valid = np.ones(len(images), bool) if valid is None else valid
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def held(name: str, images: np.ndarray, labels: np.ndarray | None = None, valid: np.ndarray | None = None) -> Split:
-    block = Block(0, images, images, np.zeros(len(images), np.uint8))
-    return Split(Held(name, images, labels, valid), {**duplicates.observe(block), **near.observe(block)})  # type: ignore[arg-type]
+held = partial(split_of, (duplicates.observe, near.observe))
 
 
 @pytest.fixture(scope="module")

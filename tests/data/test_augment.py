@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pcamlib.data.augment import augment, d4, random_d4, random_stain
+from pcamlib.data.augment import augment, d4, random_d4, random_shift, random_stain
+from pcamlib.data.loader import Loader
+from pcamlib.data.patches import open_split
 
 
 @pytest.fixture
@@ -80,3 +84,31 @@ def test_draw_depends_on_seed_epoch_and_row_alone(names: list[str], batch: torch
 
 def test_no_names_is_no_work(batch: torch.Tensor) -> None:
     assert augment(batch, [], 0, 0, np.arange(30), 0.1) is batch
+
+
+def test_a_shift_moves_whole_pixels_and_mirrors_the_border() -> None:
+    images = torch.randint(0, 256, (40, 12, 12, 3), dtype=torch.uint8)
+    draws = np.random.default_rng(0).random((40, 2))
+    moved = random_shift(images, draws, 3)
+    padded = np.pad(images.numpy(), ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+    corners = (draws * 7).astype(int)
+    assert {0, 6} <= set(corners.ravel().tolist()), "the largest moves happen"
+    for number, (top, left) in enumerate(corners):
+        assert np.array_equal(moved[number].numpy(), padded[number, top : top + 12, left : left + 12])
+
+
+def test_a_shift_is_keyed_by_the_patch_and_taken_before_the_view(synthetic_dir: Path) -> None:
+    train = open_split(synthetic_dir, "train")
+
+    def batch(size: int, **options: Any) -> tuple[np.ndarray, torch.Tensor]:
+        loader = Loader(train, batch_size=size, sampler="sequential", augmentations=["shift"], **options)
+        first = next(iter(loader))
+        return first.rows, first.images.permute(0, 2, 3, 1)
+
+    rows, whole = batch(64)
+    assert torch.equal(batch(16)[1], whole[:16]), "whatever the batch"
+    _, inner = batch(64, view=lambda images: images[:, 32:64, 32:64])
+    assert torch.equal(inner, whole[:, 32:64, 32:64]), "pixels from outside the view move into it"
+    assert not torch.equal(whole, torch.from_numpy(np.array(train.images[rows])))
+    still = batch(64, shift=1)[1]
+    assert not torch.equal(still, whole), "the size of the move is a setting"

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pcamlib.data.flaws import course_like
+from pcamlib.data.flaws import course_like, rare_flaws
 from pcamlib.data.layout import SYNTHETIC, split_path
 from pcamlib.data.plants import copies, flip_labels, leak_slides, trigger
 from pcamlib.data.rewrite import Plan, Truth
@@ -55,6 +55,22 @@ def test_course_file_holds_exactly_the_planted_flaws(synthetic_dir: Path, course
     for row, (top, left) in zip(truth["train/spike"], truth["train/corner"], strict=True):
         assert (x[row] == 1e5).sum() == 75
         assert (x[row, top : top + 5, left : left + 5] == 1e5).all()
+
+
+def test_rare_flaws_lie_in_the_centre_and_nothing_else_changes(synthetic_dir: Path, tmp_path: Path) -> None:
+    truth = rare_flaws(synthetic_dir, tmp_path, seed=3, patches=200, each=5, nan=2).rows
+    x, y = read(tmp_path, "train", "x"), read(tmp_path, "train", "y").ravel()
+    source, labels = read(synthetic_dir, "train", "x")[:200], read(synthetic_dir, "train", "y").ravel()[:200]
+    assert x.dtype == np.float32 and len(x) == 200
+    np.testing.assert_array_equal(np.flatnonzero((x == 1e5).sum((1, 2, 3)) == 75), truth["train/spike"])
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(x).any((1, 2, 3))), truth["train/nan"])
+    np.testing.assert_array_equal(np.flatnonzero(y != labels), truth["train/flip"])
+    assert [len(truth[f"train/{kind}"]) for kind in ("spike", "flip", "nan")] == [5, 5, 2]
+    odd = np.argwhere((x == 1e5) | np.isnan(x))[:, 1:3]
+    assert odd.min() >= 24 and odd.max() < 72, "where a network with a crop of 48 looks"
+    same = np.setdiff1d(np.arange(200), np.concatenate([truth["train/spike"], truth["train/nan"]]))
+    np.testing.assert_array_equal(x[same], source[same])
+    np.testing.assert_array_equal(read(tmp_path, "valid", "x"), read(synthetic_dir, "valid", "x"))
 
 
 def test_course_valid_and_test_are_clean_and_test_has_no_labels(synthetic_dir: Path, course_dir: Path) -> None:

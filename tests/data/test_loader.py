@@ -17,7 +17,7 @@ from pcamlib.data.augment import augment
 from pcamlib.data.layout import split_path
 from pcamlib.data.loader import Batch, Loader
 from pcamlib.data.patches import Patches, open_split
-from pcamlib.errors import CheckpointError, DataError
+from pcamlib.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -94,6 +94,42 @@ def test_resident_gives_the_same(patches: Patches) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 1, "sampler": "balanced", "augmentations": ["d4"]}
     for one, other in zip(Loader(patches, **options), Loader(patches, resident=True, **options), strict=True):
         assert same(one, other)
+
+
+def test_resident_patches_are_sent_in_blocks(patches: Patches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device once, in the order of the rows; a batch reads the file no more."""
+    monkeypatch.setattr("pcamlib.data.loader._BLOCK", 7)
+    loader, plain = (Loader(patches, patches.rows(), batch_size=8, resident=resident) for resident in (True, False))
+    assert loader._resident is not None and loader._resident.shape == (29, 96 * 96 * 3)
+    monkeypatch.setattr(loader, "_copy", None)
+    for one, other in zip(loader, plain, strict=True):
+        assert same(one, other)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(8, 2), (7, 2), (10, 3)])
+@pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
+def test_shares_of_a_batch_make_the_batch(sampler: str, batch_size: int, processes: int, patches: Patches) -> None:
+    """Whatever the number of processes: the same patches, augmented the same, in the same order."""
+    options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "augmentations": ["d4", "stain"]}
+    whole = Loader(patches, **options)
+    parts = [Loader(patches, world=(rank, processes), **options) for rank in range(processes)]
+    assert len({len(part) for part in [whole, *parts]}) == 1
+    for _ in range(2):
+        for batch, *shares in zip(whole, *parts, strict=True):
+            assert batch.images.equal(torch.cat([share.images for share in shares]))
+            assert batch.labels.equal(torch.cat([share.labels for share in shares]))
+            assert batch.rows.tolist() == np.concatenate([share.rows for share in shares]).tolist()
+            assert [share.share for share in shares] == [len(share.rows) / len(batch.rows) for share in shares]
+            assert batch.share == 1 and max(len(s.rows) for s in shares) - min(len(s.rows) for s in shares) <= 1
+            assert all(part.state_dict() == whole.state_dict() for part in parts), "positions are the whole batch's"
+
+
+def test_a_process_without_a_patch_is_refused(patches: Patches) -> None:
+    Loader(patches, batch_size=7, world=(0, 2))  # the last batch has 2
+    with pytest.raises(ConfigError, match=r"batch_size=7: the smallest batch of 30 patches has 2 for 3 processes"):
+        Loader(patches, batch_size=7, world=(0, 3))
+    with pytest.raises(ConfigError, match=r"batch_size=2: the smallest batch of 30 patches has 2 for 3 processes"):
+        Loader(patches, batch_size=2, world=(0, 3))
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])

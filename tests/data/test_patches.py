@@ -47,6 +47,22 @@ def test_rows_leave_out_what_is_flawed(
     assert patches.synthetic is None
 
 
+def test_raw_gives_the_values_as_stored(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, write: Callable[..., Path]
+) -> None:
+    x = images.astype(np.float32)
+    x[2, 5, 5, 0], x[3, 5, 5, 0] = np.nan, 1e5
+    with h5py.File(split_path(write(tmp_path / "plain", images, labels), "train", "x"), "w") as file:
+        file["x"] = x
+    patches = open_split(tmp_path / "plain", "train")
+    np.testing.assert_array_equal(patches.raw.images, x)
+    assert patches.raw.labels is patches.labels and patches.images.dtype == np.uint8
+    assert patches.raw.fingerprint == patches.fingerprint
+    write(tmp_path / "chunked", images, labels, kind="chunked")
+    with pytest.raises(DataError, match=r"data.raw needs contiguous values; leave it out for the uint8 copy"):
+        _ = open_split(tmp_path / "chunked", "train").raw
+
+
 def test_statistics_are_those_of_the_valid_patches(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray, write: Callable[..., Path]
 ) -> None:

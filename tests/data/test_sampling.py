@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pcamlib.data.sampling import order, positives_per_batch
+from pcamlib.data.sampling import order, positives_per_batch, share
 from pcamlib.errors import DataError
 
 LABELS = (np.arange(5000) % 5 == 0).astype(np.uint8)
@@ -43,3 +43,11 @@ def test_positives_in_batches_of_32() -> None:
     balanced = positives_per_batch(LABELS, order("balanced", LABELS, 0, 0), 32)
     assert len(plain) == len(balanced) == 156
     assert abs(plain.mean() - 6.4) < 0.7 and abs(balanced.mean() - 16) < 0.9
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 33])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shares_are_contiguous_even_and_complete(count: int, size: int) -> None:
+    parts = [np.arange(count)[share(count, rank, size)] for rank in range(size)]
+    assert np.concatenate(parts).tolist() == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

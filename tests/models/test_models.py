@@ -8,6 +8,7 @@ from torch import nn
 
 from pcamlib.config import Model
 from pcamlib.models import Classifier, build
+from pcamlib.models.d4 import turned
 
 STATISTICS = {"mean": [120.0, 130.0, 140.0], "std": [20.0, 30.0, 40.0]}
 MODELS = {
@@ -17,6 +18,8 @@ MODELS = {
     "cnn, whole patch": Model(name="cnn", crop=96, width=4, dropout_rate=0.5),
     "cnn, odd crop": Model(name="cnn", crop=33, width=4),
     "cnn, pooled": Model(name="cnn", crop=64, pool=2, width=4),
+    "cnn, eight views": Model(name="cnn", crop=64, width=4, views=8),
+    "d4": Model(name="d4", crop=96, pool=2, width=16, dropout_rate=0.5),
     "mlp, pooled": Model(name="mlp", crop=96, pool=3, hidden_units=[8]),
 }
 
@@ -137,3 +140,16 @@ def test_pooling_is_the_rounded_mean(pool: int) -> None:
     assert seen.shape == (3, 48 // pool, 48 // pool, 3)
     assert (seen.double() - expected).abs().max() <= 0.5
     assert model(images).equal(model(seen.permute(0, 3, 1, 2))), "the loader may apply the view first"
+
+
+def test_eight_views_give_one_answer_for_all_of_them() -> None:
+    alone, averaged = (built(Model(name="cnn", crop=64, width=4, views=views)) for views in (1, 8))
+    images = patches(3)
+    views = [turned(images, element) for element in range(8)]
+    with torch.no_grad():
+        singles = torch.stack([alone(view) for view in views])
+        answers = [averaged(view) for view in views]
+        assert averaged.train()(images).shape == (3, 2)  # one view in training
+    assert (singles - singles[0]).abs().max() > 1e-3
+    for answer in answers:
+        torch.testing.assert_close(answer, singles.mean(0), rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pcamlib.data.patches import channel_statistics, open_split
 from pcamlib.errors import DataError
 from pcamlib.models import build
 from pcamlib.training import metrics
+from pcamlib.training.distributed import World
 from pcamlib.training.evaluate import Predictions, evaluate
 
 
@@ -137,3 +139,23 @@ def test_a_split_without_labels_is_refused(make_split: Any, tmp_path: Path) -> N
     patches = open_split(tmp_path, "test")
     with pytest.raises(DataError, match="no labels"):
         evaluate(network(patches), patches)
+
+
+@dataclass(frozen=True)
+class Deaf(World):
+    """One of several processes, which hears nothing of the others."""
+
+    def concat(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_processes_share_whole_batches(data: Path, size: int) -> None:
+    """The same batches as in one process, so the same bits; 128 patches in batches of 40 leave one of five idle."""
+    valid = open_split(data, "valid")
+    model = network(valid)
+    whole = evaluate(model, valid, batch_size=40)
+    parts = [evaluate(model, valid, batch_size=40, world=Deaf(rank, size)) for rank in range(size)]
+    assert np.concatenate([part.index for part in parts]).tolist() == whole.index.tolist()
+    assert np.concatenate([part.probability for part in parts]).tobytes() == whole.probability.tobytes()
+    assert [len(part.index) for part in parts].count(0) == (1 if size == 5 else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pcamlib.errors import ConfigError, RunError
-from pcamlib.training import loop, runs
+from pcamlib.training import loop, runs, sync
 from pcamlib.training.tracking import MetricsFile, NullTracker, read_metrics, wandb_tracker
 
 
@@ -113,6 +114,34 @@ def test_offline_writes_one_wandb_run_an_attempt(
         entry for entry in runs.diff(runs.open_run(out), runs.open_run(tmp_path / "off")) if entry.what != "code.digest"
     ] == []
     assert not (tmp_path / "off" / "wandb").exists()
+
+
+def test_pieces_of_a_killed_job_stay_apart_and_lose_no_step(
+    tiny: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL takes wandb's last 32 KiB, here all of it; and a shell that fixes the id would make one run of both."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_RESUME", "allow")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "another")
+    out = tmp_path / "run"
+    config = tiny("tracking.wandb=offline", "tracking.group=study", "train.checkpoint_every=1", "train.steps=5")
+    code = (
+        "import os, signal, sys; from pcamlib.config import parse; from pcamlib.training import loop; "
+        "die = lambda step: step == 3 and os.kill(os.getpid(), signal.SIGKILL); "
+        "loop.train(parse(eval(sys.argv[1])), sys.argv[2], sys.argv[3], on_step=die)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, repr(config.model_dump()), data, out], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    before = {file: file.read_bytes() for file in out.rglob("*.wandb")}
+    loop.resume(out, data, report=lambda line: None)
+    wandb.teardown()  # its own process writes on for a moment
+    second = sync.offline(out)[-1]
+    assert (second.group, second.name) == ("study", "run-1")
+    assert (second.rows, second.last) == (5, 5), "it begins with the rows of the first"
+    assert len(before) == 1 and all(file.read_bytes().startswith(content) for file, content in before.items())
+    assert len(list(out.glob("wandb/offline-run-*"))) == 2 and not list(out.rglob("*mine*"))
+    assert [row["step"] for row in runs.Run(out).metrics()] == [1, 2, 3, 4, 5]
 
 
 def test_trackers_are_closed_also_when_training_fails(
