@@ -43,26 +43,6 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def pcam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`pcam("train", ...)`: `main()` in this process, in an empty folder; returns exit code, stdout and stderr."""
-    cwd = tmp_path / "cwd"
-    cwd.mkdir()
-    monkeypatch.chdir(cwd)
-    for name in ("PCAM_DATA", "PCAM_COURSE", "PCAM_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pcam", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
 def refused(pcam: Call) -> Callable[..., str]:
     """`refused("train", ...)`: the one line with which bad input is refused; nothing may have been written."""
 

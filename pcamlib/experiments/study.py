@@ -17,6 +17,8 @@ from pcamlib.files import digest
 from pcamlib.training import loop
 from pcamlib.training.runs import Run
 
+_CODE = sources.digests(Path(loop.__file__))  # as loaded: an edit while a notebook runs must not relabel its results
+
 
 def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[str], None] = print) -> Run:
     """Train `config` into `folder/NAME-DIGEST`, or return the finished run there.
@@ -27,7 +29,7 @@ def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[s
     threads = seeding.set_threads(config.train.threads)
     basis = [
         config.digest(),
-        sources.digests(Path(loop.__file__)),
+        _CODE,
         [open_split(data, split).fingerprint for split in ("train", "valid")],
         digest(open_split(data, "train").rows(clean=config.data.clean).tolist()),
         [torch.__version__, np.__version__, provenance.capability(), threads, os.environ.get("WORLD_SIZE", "1")],

@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 import pytest
 
-from pcamlib import cli
 from pcamlib.audit import measure, report, stages
 from pcamlib.audit.findings import RULES
 from pcamlib.audit.stages import Options
@@ -58,21 +57,6 @@ def copied(clean: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     shutil.copytree(clean, folder, ignore=shutil.ignore_patterns(".pcam-cache"))
     return folder
-
-
-@pytest.fixture
-def pcam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`pcam("audit", DIR)` in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pcam", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
 
 
 def rewrite(folder: Path, split: str, **options: Any) -> None:
