@@ -1,4 +1,4 @@
-"""Training through a file that grows tenfold needs no more memory; `benchmarks/fullsize.py` takes PCam's full size."""
+"""Training through a file of twice the size needs no more memory; `benchmarks/fullsize.py` takes PCam's full size."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def peak(folder: Path, patches: int) -> int:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    small, large = peak(tmp_path / "small", 2_000), peak(tmp_path / "large", 20_000)
-    assert large - small < 0.2 * 18_000 * PATCH_BYTES
+    small, large = peak(tmp_path / "small", 20_000), peak(tmp_path / "large", 40_000)
+    assert large - small < 0.2 * 20_000 * PATCH_BYTES
