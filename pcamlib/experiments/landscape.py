@@ -44,10 +44,11 @@ def history(tables: Mapping[str, pd.DataFrame], metric: str) -> dict[str, list[A
 
 
 def race(tables: Mapping[str, pd.DataFrame], metric: str) -> list[dict[str, Any]]:
-    """Best so far of each search after 1, 2, 5, 10, 20, ... trials and after the last."""
+    """Best so far of each search, to four places, after 1, 2, 5, 10, 20, ... trials and after the last."""
     longest = max(len(table) for table in tables.values())
     stops = sorted({n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n < longest} | {longest})
-    best = {name: best_so_far(table, metric) for name, table in tables.items()}
+    found = {name: best_so_far(table, metric) for name, table in tables.items()}
+    best = {name: [None if value is None else round(value, 4) for value in values] for name, values in found.items()}
     return [{"trials": n, **{name: best[name][min(n, len(best[name])) - 1] for name in best}} for n in stops]
 
 
