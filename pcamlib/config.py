@@ -149,8 +149,11 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _raw_stays_raw(self) -> Config:
-        if self.data.raw and (self.model.pool > 1 or "stain" in self.loader.augment):
-            raise ValueError("data.raw=true needs model.pool=1 and no stain augmentation: both count in grey levels")
+        if self.data.raw and (self.model.pool > 1 or "stain" in self.loader.augment or self.loader.resident):
+            raise ValueError(
+                "data.raw=true needs model.pool=1, no stain augmentation and loader.resident=false: these count in "
+                "grey levels"
+            )
         return self
 
     def digest(self) -> str:

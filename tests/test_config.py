@@ -23,7 +23,7 @@ from pcamlib.errors import ConfigError
         ({"train": {"epochs": 0}}, "train.epochs=0: .*greater than 0"),
         ({"seed": -1}, "seed=-1: "),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr='fast': "),
-        ({"model": {"name": "resnet"}}, "model.name='resnet': .*'mlp' or 'cnn'"),
+        ({"model": {"name": "resnet"}}, "model.name='resnet': .*'mlp', 'cnn' or 'd4'"),
         ({"data": {"drop": ["nan", "grey"]}}, r"data.drop.1='grey': "),
         ({"train": {"epochs": 1, "steps": 1}}, "give train.epochs or train.steps, not both"),
         ({"train": {}}, "training has no end"),

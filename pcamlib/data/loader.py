@@ -181,7 +181,7 @@ class Loader:
         if self._resident is not None:
             return self._resident.index_select(0, torch.from_numpy(chosen).to(self.device))
         flat = self._copy(self.rows[chosen])
-        self._touched += flat.numel()
+        self._touched += flat.nbytes
         if self._touched > _RESIDENT_LIMIT:
             self._touched = 0
             release(self.patches.images)

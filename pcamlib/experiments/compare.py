@@ -2,6 +2,7 @@
 
 Everything is computed from stored predictions. Patches of one slide resemble each other, so intervals and p-values are
 too optimistic where slides are few; and a difference smaller than the spread of seeds is said to be none, whatever p.
+Where the subject was chosen on the very patches it is compared on, p and interval flatter it.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def table(
     Args:
         subject: name and predictions of the model in question.
         rivals: predictions of the others by name.
-        spread: standard deviation over seeds of each metric to be compared; a smaller difference is none.
+        spread: standard deviation over seeds of each metric to be compared; a difference that two single seeds
+            of one model would show (the root of 2 times that) is none.
 
     Returns:
         Columns rival, metric, difference, interval (95 %), p, p (Holm, over all rows), test, verdict.
@@ -123,7 +125,7 @@ def table(
 
 
 def _verdict(row: Mapping[str, Any], p: float, spread: float) -> str:
-    if abs(row["difference"]) <= spread:
+    if abs(row["difference"]) <= np.sqrt(2) * spread:  # either side is one seed
         return "none: within the spread of seeds"
     if p >= 0.05:
         return "not shown"

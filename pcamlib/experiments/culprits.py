@@ -120,8 +120,9 @@ def trace(run: Run, data: Path, steps: Iterable[int]) -> list[Traced]:
         with torch.random.fork_rng(devices=[]):  # dropout draws
             loss, own = own_gradients(model, batch)
             first = np.argsort(-own, kind="stable")
-            rest = torch.from_numpy(np.sort(first[1:])).to(batch.labels.device)
-            fewer = Batch(batch.images[rest], batch.labels[rest], batch.rows[first[1:]])
+            kept = np.sort(first[1:])
+            rest = torch.from_numpy(kept).to(batch.labels.device)
+            fewer = Batch(batch.images[rest], batch.labels[rest], batch.rows[kept])
             without = batch_norm_of(copy.deepcopy(state.model), fewer, run.config.train.label_smoothing)
         labels = batch.labels.cpu().numpy()
         found.append(Traced(run.config.seed, step, batch.rows[first], labels[first], loss[first], own[first], without))

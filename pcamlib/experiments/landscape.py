@@ -130,10 +130,10 @@ def _ticks(space: Space, key: str) -> list[tuple[float, str]]:
 
 
 def importance(studies: Sequence[optuna.Study], *, resamples: int = 20, seed: int = 0) -> list[dict[str, Any]]:
-    """Share of the score's variance that each setting explains alone and with others, by fANOVA (Hutter et al. 2014).
+    """Share of the score's variance that each setting explains alone, by fANOVA (Hutter et al. 2014).
 
-    A forest is fitted to the completed trials of all studies; the interval comes from fitting it again on resampled
-    trials, and with few trials it is wide.
+    What is missing to 1 is what settings explain together. A forest is fitted to the completed trials of all studies;
+    the interval comes from fitting it again on resampled trials, and with few trials it is wide.
 
     Returns:
         Rows setting, share, interval (95 %), largest share first.
@@ -159,7 +159,7 @@ def _fanova(trials: Sequence[optuna.trial.FrozenTrial], seed: int) -> dict[str, 
     study = optuna.create_study()
     study.add_trials(trials)
     evaluator = FanovaImportanceEvaluator(n_trees=32, seed=seed)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return evaluator.evaluate(study)  # optuna.importance would stretch the shares to a sum of 1, whatever they explain
 
 
 def plot_importance(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -169,6 +169,6 @@ def plot_importance(rows: Sequence[Mapping[str, Any]]) -> Figure:
     bars = np.abs(np.array([row["interval"] for row in rows]).T - share)
     axes.barh([row["setting"] for row in rows], share, xerr=bars, color="#4c78a8", height=0.6, capsize=3)
     axes.invert_yaxis()
-    axes.set(xlabel="share of the variance explained (fANOVA)", xlim=(0, 1))
+    axes.set(xlabel="share of the variance explained alone (fANOVA)", xlim=(0, 1))
     figure.tight_layout()
     return figure

@@ -94,13 +94,16 @@ def _row(run: Run, folder: Path) -> dict[str, Any]:
 
 def _grouped(found: list[Run], folder: Path) -> Iterator[dict[str, Any]]:
     """One row for all finished runs that differ in their seeds only and were judged on the same patches."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
     for run in found:
-        if run.success:
+        member = _row(run, folder)
+        if "model" not in member:
+            yield {"runs": member["run"], "state": member["state"]}
+        elif run.success:
             key = digest([run.config.override("seed=0").digest(), run.provenance["data"]])
-            groups.setdefault(key, []).append(run)
-    for runs in groups.values():
-        members = [_row(run, folder) for run in runs]
+            groups.setdefault(key, []).append((run, member))
+    for group in groups.values():
+        runs, members = [run for run, _ in group], [member for _, member in group]
         row: dict[str, Any] = {"runs": ", ".join(member["run"] for member in members), "model": members[0]["model"]}
         row |= {"seeds": ", ".join(str(member["seed"]) for member in members), "n": len(runs)}
         try:

@@ -81,10 +81,10 @@ def choose(table: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     better = [row for row in rest if row["verdict"] == "better"]
     if not better:
         top = max(table, key=lambda row: row["valid auc"])
+        lead = "" if top is first else f"'{top['setting']}' has the highest mean AUC, {top['valid auc']:.4f}, but no "
         return first["setting"], (
-            f"'{top['setting']}' has the highest mean AUC, {top['valid auc']:.4f}, but no setting is shown to beat "
-            f"'{first['setting']}' ({first['valid auc']:.4f}) with {first['seeds']} seeds: every interval of a "
-            f"difference holds 0 or lies below it. So the simplest stays"
+            f"{lead or 'No '}setting is shown to beat '{first['setting']}' ({first['valid auc']:.4f}) with "
+            f"{first['seeds']} seeds: every interval of a difference holds 0 or lies below it. So the simplest stays"
         )
     best = max(better, key=lambda row: row["valid auc"])
     low, high = best["95 % of that"]

@@ -221,7 +221,11 @@ class Space(Strict):
         return self.phases[phase].trials or self.phases[phase].keep or 0
 
     def draw(self, slot: int) -> samplers.BaseSampler:
-        """The sampler of one trial, its seed keyed by its place: neither a restart nor a worker can shift a draw."""
+        """The sampler of one trial, its seed keyed by its place.
+
+        So random draws follow from the place alone; what TPE proposes also rests on the trials that had finished when
+        it was asked, which with several workers is a matter of timing.
+        """
         return self.sampler.build(int(digest([self.seed, slot])[:8], 16))
 
     def sized(self, *, trials: int | None = None, sampler: str | None = None, **budget: Any) -> Space:
@@ -245,10 +249,11 @@ class Space(Strict):
         fixed = config.parse(config.recipe(self.base), [_item(*pair) for pair in {**self.set, **parameters}.items()])
         steps = budget.steps or (budget.samples and max(1, budget.samples // fixed.loader.batch_size))
         decided: dict[str, Any] = {"seed": self.seed, "data.limit": budget.limit, "train.select": self.metric}
+        decided |= {"train.patience": None, "train.time_limit": budget.seconds}
         if steps:
             decided |= {"train.steps": steps, "train.evaluate_every": -(-steps // budget.evaluations)}
-        else:
-            decided |= {"train.epochs": None, "train.steps": None, "train.time_limit": budget.seconds}
+        else:  # one look at the end: fast settings must not have more of them than slow ones
+            decided |= {"train.epochs": None, "train.steps": None, "train.evaluate_every": 10**9}
         return fixed.override(*(_item(*pair) for pair in decided.items()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pcamlib.data.patches import open_split
 from pcamlib.files import digest
 from pcamlib.training import loop
 from pcamlib.training.runs import Run
+from pcamlib.training.state import choose_device
 
 _CODE = sources.digests(Path(loop.__file__))  # as loaded: an edit while a notebook runs must not relabel its results
 
@@ -32,7 +32,8 @@ def run(name: str, config: Config, data: Path, folder: Path, report: Callable[[s
         _CODE,
         [open_split(data, split).fingerprint for split in ("train", "valid")],
         digest(open_split(data, "train").rows(clean=config.data.clean).tolist()),
-        [torch.__version__, np.__version__, provenance.capability(), threads, os.environ.get("WORLD_SIZE", "1")],
+        [torch.__version__, np.__version__, provenance.capability(), threads, provenance.world_size()],
+        torch.cuda.get_device_name() if choose_device(config.train.device) == "cuda" else "cpu",
     ]
     path = folder / f"{name}-{digest(basis)[:8]}"
     for old in folder.glob(f"{name}-????????"):

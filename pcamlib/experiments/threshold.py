@@ -36,7 +36,7 @@ def sweep(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.n
     """Every threshold that calls another set of patches, and what it calls.
 
     Returns:
-        (K,) thresholds, falling, halfway between neighbouring probabilities, from 1 (none, unless certain) to 0 (all);
+        (K,) thresholds, falling, halfway between neighbouring probabilities, from just above 1 (none) to 0 (all);
         (K,) true and (K,) false positives at `probability >= threshold`.
     """
     values, inverse = np.unique(-probability, return_inverse=True)

@@ -69,14 +69,14 @@ class D4Conv(nn.Module):
         positions = [turned(places if lifting else places[_DIVISION[g]], g) for g in range(ORDER)]
         index = torch.stack(positions).view(ORDER, self.channels, size, size).permute(0, 2, 3, 1).reshape(-1)
         self.register_buffer("index", index, persistent=False)
-        self._kept: tuple[tuple[int, torch.dtype], torch.Tensor] | None = None
+        self._kept: tuple[tuple[int, int, torch.dtype], torch.Tensor] | None = None
 
     def bank(self) -> torch.Tensor:
         """The filters in all eight positions, (8 outputs, channels, size, size), channels_last: an ordinary kernel."""
         kind, weight = self.weight.device.type, self.weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         keep = not (self.training or torch.is_grad_enabled())
-        state = (weight._version, dtype)
+        state = (weight._version, weight.data_ptr(), dtype)
         if keep and self._kept is not None and self._kept[0] == state:
             return self._kept[1]
         bank = weight.to(dtype).index_select(1, self.index).view(self.outputs, ORDER, self.size, self.size, -1)
@@ -123,14 +123,8 @@ class D4Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 8 fields, H, W) -> the same shape."""
         weight, bias = self.weight.repeat(ORDER), self.bias.repeat(ORDER)
-        if not self.training:
-            return functional.batch_norm(x, *self.statistics(), weight, bias, False, 0.0, self.eps)
-        return self.normalise(x, weight, bias)
-
-    def normalise(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """By the batch's statistics, which go into the running ones."""
-        means = self.running_mean, self.running_var
-        return functional.batch_norm(x, *means, weight, bias, True, self.momentum, self.eps)
+        statistics = (self.running_mean, self.running_var) if self.training else self.statistics()
+        return functional.batch_norm(x, *statistics, weight, bias, self.training, self.momentum, self.eps)
 
     def ordinary(self) -> nn.BatchNorm2d:
         """The same map, in eval mode, as `nn.BatchNorm2d`."""

@@ -58,6 +58,7 @@ def train(
     """
     with distributed.join(choose_device(config.train.device)) as world:
         said = report if world.leads else lambda line: None
+        out = world.gather(str(out))[0]  # a folder named by the clock may differ between processes
         return _train(config, folder, out, resume, replay, said, on_step, on_evaluation)
 
 
@@ -162,13 +163,16 @@ def _steps(
                 row = {"step": progress.step, **row, "epoch": state.loader.epoch}
                 row |= {"progress": share, "seconds": progress.elapsed, "attempt": attempt}
                 over = _over(state)
+                better = False
                 if progress.step % evaluate_every == 0 or over:
                     row |= _evaluate(state, run)
+                    better = progress.best_step == progress.step
                     report(_line(row, state))
                     over = _over(state)
                 log.log(row)
                 copy.log(row)
-                if leads and (progress.step % checkpoint_every == 0 or over):
+                # by the clock no step comes again: the best weights must not outlive the steps that led to them
+                if leads and (progress.step % checkpoint_every == 0 or over or (better and settings.time_limit)):
                     state.save(run.last)
                 on_step(progress.step)
                 if "valid_auc" in row:

@@ -59,7 +59,8 @@ def test_one_row_a_run_whatever_its_state(folder: Path) -> None:
 
 def test_runs_of_one_configuration_are_one_row_over_seeds(folder: Path, tmp_path: Path) -> None:
     rows = {row["runs"]: row for row in overview.table(folder, "config").to_dict("records")}
-    assert set(rows) == {"a/0, a/1", "wide"}, "what has not finished is not counted"
+    assert set(rows) == {"a/0, a/1", "wide", "broken"}, "what has not finished is not counted, what is damaged is told"
+    assert rows["broken"]["state"].startswith("unreadable: ")
     pair, single = rows["a/0, a/1"], overview.table(folder).set_index("run")
     assert (pair["seeds"], pair["n"], pair["state"]) == ("0, 1", 2, "distinct")
     values = [single.loc[name, "auc"] for name in ("a/0", "a/1")]

@@ -89,7 +89,7 @@ def test_a_patch_whose_answer_alone_is_infinite_is_named(tiny: Any, synthetic_di
 
 def test_raw_and_whole_grey_levels_exclude_each_other(tiny: Any) -> None:
     for items in (("model.pool=2",), ("loader.augment=[stain]",)):
-        with pytest.raises(ConfigError, match=r"data.raw=true needs model.pool=1 and no stain augmentation"):
+        with pytest.raises(ConfigError, match=r"data.raw=true needs model.pool=1, no stain augmentation and"):
             tiny("data.raw=true", *items)
 
 

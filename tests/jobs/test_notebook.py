@@ -159,9 +159,10 @@ def test_no_short_place_for_a_socket(tmp_path, monkeypatch):
 def test_in_place_with_a_heartbeat(make, monkeypatch, said):
     monkeypatch.setattr(notebook, "HEARTBEAT", 0.3)
     path = make("00_slow", "import time\ntime.sleep(1.5)")
+    begun = time.monotonic()
     notebook.run(path, {}, path, timeout=60, report=said.append)
     beats = [line for line in said if "cell 2/2 is still running" in line]
-    assert 3 <= len(beats) <= 5
+    assert 3 <= len(beats) <= (time.monotonic() - begun) / 0.3  # a busy machine takes longer over the cell
     assert verdict(path, path).ok
 
 

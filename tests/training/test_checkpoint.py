@@ -160,7 +160,7 @@ def test_missing_or_foreign(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path: Path) -> None:
     path, model = tmp_path / "a", network(4)
     wider = network(8).state_dict()
-    with pytest.raises(CheckpointError, match=r"'network.stem.weight' is \(8, 3, 5, 5\), expected \(4, 3, 5, 5\)"):
+    with pytest.raises(CheckpointError, match=r"'network.stem.weight' is \(8, 3, 4, 4\), expected \(4, 3, 4, 4\)"):
         checkpoint.load_weights(model, wider, path)
     renamed = {name.replace("head", "heat"): tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"no 'network.head.weight'; did you mean 'network.heat.weight'"):
