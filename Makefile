@@ -3,10 +3,12 @@
 #     make journal                                                   synthetic patches
 #     PCAM_DATA=DIR make journal                                     the official files, or the course's, in DIR
 #     make INSTALL="uv pip install --torch-backend=cpu" journal      the small torch, quickly
+#     make explore VOILA="--no-browser --port 8866"                  on another machine, reached through a tunnel
 
 PYTHON ?= python3
 INSTALL ?= .venv/bin/pip install
 WORKERS ?= 2
+VOILA ?=
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -26,10 +28,10 @@ endif
 QUIETLY = while read -r word rest; do case "$$word" in \
 	Downloading) echo "    $$rest";; Installing) echo "    unpacking";; esac; done
 
-.PHONY: help journal test lint types unit nbval notebooks lab bench lock clean .venv
+.PHONY: help journal test lint types unit nbval test-browser chromium notebooks lab explore bench lock clean .venv
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 journal: $(READY)  ## run the notebooks that are stale, write JOURNAL.md, JOURNAL.html and assets/
 	@$(BIN)/pcam journal make
@@ -56,12 +58,25 @@ nbval: $(READY)  ## run the notebooks; compare the cells marked NBVAL_CHECK_OUTP
 	@PCAM_DATA= PCAM_COURSE= $(BIN)/pytest -p no:cacheprovider --timeout=600 --nbval-lax notebooks
 	@PCAM_FIGURES=runs/scratch $(BIN)/pytest -p no:cacheprovider tests/notebooks/test_figure_gate.py
 
+test-browser: $(READY) chromium  ## a real JupyterLab and a Chromium that clicks through notebook 06's explorer
+	@echo "==> browser"
+	@$(BIN)/pytest -m browser tests/browser
+
+chromium:  ## Chromium from the system's packages, where it is missing and may be installed
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing Chromium" \
+			&& apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || { \
+		echo "no Chromium here; install the system's package, on Debian: apt install chromium" >&2; exit 1; }
+
 notebooks: $(READY)  ## run the notebooks in place: new stored outputs, to be committed
 	@PCAM_DATA= PCAM_COURSE= $(BIN)/python -c 'from pathlib import Path; from pcamlib.jobs.notebook import run; \
 		[run(path, {}, path, timeout=600) for path in sorted(Path("notebooks").glob("*.ipynb"))]'
 
 lab: $(READY)  ## JupyterLab on notebooks/
 	@$(BIN)/jupyter lab notebooks
+
+explore: $(READY)  ## the error explorer as a page (Voila), on $PCAM_DATA and the newest run
+	@$(BIN)/voila notebooks/explorer.py --VoilaConfiguration.extension_language_mapping=.py=python $(VOILA)
 
 bench: $(READY)  ## every benchmark; tables here, rows in benchmarks/results/
 	@mkdir -p benchmarks/results; failed=; \

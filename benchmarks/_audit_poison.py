@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from _rows import row
 
-from pcamlib.audit import poison
+from pcamlib.audit import integrity, poison
 from pcamlib.audit.findings import Split
 from pcamlib.audit.stream import Block
 from pcamlib.data.layout import SIDE
@@ -64,7 +64,8 @@ def _columns(images: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
     for start in range(0, len(images), 256):
         block = images[start : start + 256]
-        parts.append(poison.observe(Block(start, block, block, np.zeros(len(block), np.uint8))))
+        given = Block(start, block, block, np.zeros(len(block), np.uint8))
+        parts.append(integrity.observe(given) | poison.observe(given))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -14,11 +14,11 @@ from _rows import row
 
 from pcamlib.audit import leakage, resampling, storage
 from pcamlib.audit.findings import Split
-from pcamlib.audit.slides import read_slides
 from pcamlib.data.layout import PATCH_SHAPE, inspect, present, split_path
 from pcamlib.data.patches import open_split
 from pcamlib.data.plants import leak_slides
 from pcamlib.data.rewrite import Plan
+from pcamlib.data.slides import read_slides
 from pcamlib.data.synthetic import generate
 
 SIZES = {"train": 4000, "valid": 1000}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pcamlib import files
 from pcamlib.data.folder import course_folder, data_folder
 from pcamlib.data.patches import open_split
 from pcamlib.errors import NotebookError, nearest
@@ -36,6 +37,9 @@ def _execute(
 ) -> front.Outcome:  # fmt: skip
     declared = parameters.declared_parameters(path)
     given = {name: value for name, value in {**inputs, "root": str(root)}.items() if name in declared}
+    if "slices" in declared:  # what people named in the explorer is an input of the notebook that measures it
+        named = evidence.find(root, declared["slices"][1])
+        prints = prints | {named.name: files.sha256_file(named) if named.is_file() else "none"}
     output = root / "runs" / "notebooks" / path.name
     if force:
         output.with_name(f"{output.name}.json").unlink(missing_ok=True)  # the stamp of its last run

@@ -59,7 +59,7 @@ def spectra(flat: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _steps() -> tuple[torch.Tensor, torch.Tensor]:
-    """What a shift of -REACH to REACH pixels does to each frequency: (21, 33) and (17, 21) complex64."""
+    """What a shift of -REACH to REACH pixels does to each frequency: (37, 33) and (17, 37) complex64."""
     shift = torch.arange(-REACH, REACH + 1)
     turn = 2 * torch.pi / SIDE * shift[:, None] * torch.arange(-CYCLES, _WAVES)
     steps = torch.polar(torch.ones_like(turn), turn)

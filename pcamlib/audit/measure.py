@@ -10,10 +10,10 @@ import numpy as np
 from pcamlib import sources
 from pcamlib.audit import duplicates, integrity, near, poison
 from pcamlib.audit.findings import Split
-from pcamlib.audit.slides import read_slides
 from pcamlib.audit.stream import Block
 from pcamlib.data import layout, scan
 from pcamlib.data.patches import header, open_split
+from pcamlib.data.slides import read_slides
 from pcamlib.files import digest
 
 OBSERVERS = (integrity, duplicates, near, poison)

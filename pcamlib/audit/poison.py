@@ -151,8 +151,6 @@ def _spikes(split: Split) -> list[Finding]:
 
     Scattered odd values and whole lines are damage. A row with a stray odd value beside its block may be missed.
     """
-    if "integrity.box" not in split.columns:
-        return []
     box, pixels, value = (split.columns[f"integrity.{name}"] for name in ("box", "pixels", "value"))
     odd = np.flatnonzero(pixels > 0)
     bits = np.where(np.isnan(value), np.float32(np.nan), value).view(np.int32)  # NaN equals NaN

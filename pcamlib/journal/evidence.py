@@ -156,6 +156,11 @@ class Recorder:
         about = {"caption": caption, "notebook": self.notebook, "synthetic": self.synthetic}
         self._figures[key] = (image.getvalue(), {**about, "series": series})
 
+    def forget(self, key: str) -> None:
+        """Take an entry back, to record it anew; `close` may be called again. Nothing happens where there is none."""
+        self._found.pop(key, None)
+        self._figures.pop(key, None)
+
     def close(self) -> None:
         """Write figures and evidence, remove the figures this notebook no longer makes, print what was recorded."""
         path = self.root / "journal" / "evidence" / f"{self.notebook}.json"

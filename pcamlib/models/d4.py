@@ -24,7 +24,10 @@ ORDER = 8
 
 
 def turned(maps: torch.Tensor, element: int, axes: tuple[int, int] = (-2, -1)) -> torch.Tensor:
-    """Maps under one element of D4: `element % 4` quarter turns, then a reflection when `element >= 4`."""
+    """Maps under one element of D4: `element % 4` quarter turns, then a reflection when `element >= 4`.
+
+    The same three lines as `data.augment.d4`: `data` and `models` are strangers, and a test holds the two equal.
+    """
     rotated = torch.rot90(maps, element % 4, axes)
     return rotated.flip(axes[1]) if element >= 4 else rotated
 

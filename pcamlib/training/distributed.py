@@ -13,6 +13,7 @@ gradient always adds up in the same order.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from pcamlib.errors import ConfigError, RunError
 from pcamlib.seeding import counter_uniform
 
 T = TypeVar("T")
+#: How gloo, NCCL and the store say that the other side is gone; there is no class of error for it alone.
+_LOST = re.compile(r"connection|socket closed|broken pipe|timed out|timeout|remoteerror|was aborted", re.I)
 _SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(minutes=30)  # a first pass over a large file takes one process longer than another
 
@@ -126,7 +129,7 @@ def join(device: str) -> Iterator[World]:
 
     Raises:
         ConfigError: WORLD_SIZE is set, but not by torchrun; more processes than GPUs.
-        RunError: another process ended before its time.
+        RunError: the processes did not meet, or another one ended before its time.
     """
     if provenance.world_size() == 1 or dist.is_initialized():
         yield world()
@@ -142,8 +145,7 @@ def join(device: str) -> Iterator[World]:
             raise ConfigError(f"{place + 1} or more processes on this machine, but {count} GPUs: one process each")
         torch.cuda.set_device(place)
     try:
-        with _connected():
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+        _meet("nccl" if device == "cuda" else "gloo")
         yield world()
     except BaseException:
         speaks()  # before the connections close: whoever notices that has no more to say
@@ -151,6 +153,17 @@ def join(device: str) -> Iterator[World]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise RunError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())}; start all of "
+            f"them again with torchrun"
+        ) from error
 
 
 def speaks() -> bool:
@@ -168,9 +181,12 @@ def speaks() -> bool:
 
 @contextmanager
 def _connected() -> Iterator[None]:
+    """Within, a connection that breaks is told as a lost process; every other error stays what it is."""
     try:
         yield
     except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
         raise RunError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another one, which was killed or ran out "
             f"of memory; `pcam resume` under torchrun goes on from the last checkpoint"

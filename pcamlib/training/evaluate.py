@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Predictions:
         except Exception as error:  # zipfile and NumPy raise a dozen kinds, also EOFError and NotImplementedError
             reason = " ".join(str(error).split())
             raise DataError(f"{path}: damaged predictions ({reason}); evaluate the run again") from None
+
+    def take(self, positions: np.ndarray) -> Predictions:
+        """The rows at `positions`, or where a bool mask is true."""
+        return replace(self, **{name: getattr(self, name)[positions] for name in ("index", "label", "probability")})
 
     def report(self, **options: Any) -> dict[str, Any]:
         """`metrics.report` of these predictions."""

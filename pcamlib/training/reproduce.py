@@ -3,7 +3,8 @@
     pcam runs reproduce RUN [--out DIR] [--data DIR]
 
 Configuration, data fingerprints and conditions come from the folder. Other data are refused; every other condition
-that differs is named before training, since bitwise equality is promised for `provenance.PROMISE` only.
+that differs is named before training, since bitwise equality is promised for `provenance.PROMISE` only. A run of
+several processes is repeated under torchrun with as many; process 0 compares.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 from pcamlib import provenance
 from pcamlib.config import Config
 from pcamlib.errors import RunError
-from pcamlib.training import loop, runs
-from pcamlib.training.state import Training
+from pcamlib.training import distributed, loop, runs
+from pcamlib.training.state import Training, choose_device
 
 
 def reproduce(
@@ -49,16 +50,20 @@ def reproduce(
     where = Path(loop.data_of(run, folder))
     if not where.is_dir():
         raise RunError(f"{where}: the data folder of {run.path} is not there; give --data DIR")
-    now = Training(config, where).record()
-    loop.same_data(run, now)
-    for key, before, after in _conditions(run, now):
-        promised = " (bitwise equality is promised for a fixed one only)" if key.startswith(provenance.PROMISE) else ""
-        report(f"differs: {key} was {before}, is {after}{promised}{_advice(run, key)}")
-    again = loop.train(config, where, out or run.path.with_name(f"{run.name}-again"), replay=replay, report=report)
-    pinned = {key for key, *_ in provenance.difference(run.config.model_dump(), config.model_dump())}
-    found = [entry for entry in runs.diff(run, again) if entry.what not in pinned]
-    for line in verdict(run, found):
-        report(line)
+    with distributed.join(choose_device(config.train.device)) as world:
+        said = report if world.leads else lambda line: None
+        now = Training(config, where).record()
+        loop.same_data(run, now)
+        for key, before, after in _conditions(run, now):
+            fixed = " (bitwise equality is promised for a fixed one only)" if key.startswith(provenance.PROMISE) else ""
+            said(f"differs: {key} was {before}, is {after}{fixed}{_advice(run, key, before)}")
+        again = loop.train(config, where, out or run.path.with_name(f"{run.name}-again"), replay=replay, report=report)
+        pinned = {key for key, *_ in provenance.difference(run.config.model_dump(), config.model_dump())}
+        # process 0 writes the copy, so nobody else knows when it is whole
+        found = world.gather(runs.diff(run, again) if world.leads else [])[0]
+        found = [entry for entry in found if entry.what not in pinned]
+        for line in verdict(run, found):
+            said(line)
     return again, found
 
 
@@ -101,9 +106,12 @@ def _conditions(run: runs.Run, now: dict[str, Any]) -> list[tuple[str, Any, Any]
     return list(found.values())
 
 
-def _advice(run: runs.Run, key: str) -> str:
+def _advice(run: runs.Run, key: str, before: Any) -> str:
     """How the old condition is had back, where that is one command."""
     code = run.provenance["code"]
+    if key == "machine.world_size":
+        start = "`pcam` without torchrun" if before == 1 else f"`torchrun --nproc-per-node={before} -m pcamlib.cli`"
+        return f"; start it with {start}"
     if key == "code.digest" and code["commit"]:
         changes = ", but it had uncommitted changes" if code["dirty"] else ""
         return f"; it was commit {code['commit'][:10]}{changes}"

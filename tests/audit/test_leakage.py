@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from pcamlib.audit import leakage, slides
+from pcamlib.audit import leakage
 from pcamlib.audit.findings import Split
+from pcamlib.data import slides
 from pcamlib.data.layout import split_path
 from pcamlib.data.patches import channel_statistics, open_split
 from pcamlib.data.plants import leak_slides

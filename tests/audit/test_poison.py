@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcamlib.audit import poison
+from pcamlib.audit import integrity, poison
 from pcamlib.audit.findings import Finding, Split
 from pcamlib.audit.stream import Block
 from pcamlib.data.patches import open_split
@@ -28,10 +28,10 @@ def open_as(folder: Path) -> Split:
 
 def columns(images: np.ndarray, step: int = 100) -> dict[str, np.ndarray]:
     flags = np.zeros(step, np.uint8)
-    parts = [
-        poison.observe(Block(i, images[i : i + step], images[i : i + step], flags[: len(images) - i]))
-        for i in range(0, len(images), step)
-    ]
+    parts = []
+    for i in range(0, len(images), step):
+        block = Block(i, images[i : i + step], images[i : i + step], flags[: len(images) - i])
+        parts.append(integrity.observe(block) | poison.observe(block))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -80,6 +80,14 @@ def test_the_table_knows_better_worse_and_none() -> None:
     assert compare.table(("a", good), {"b": bad}, {"auc": 0.5})["verdict"][0].startswith("none: within the spread")
 
 
+def test_many_rivals_do_not_hide_a_plain_difference() -> None:
+    good, spread = predictions(100, gap=3.0), dict.fromkeys(set(metrics.METRICS) - {"auc"}, 0.0)
+    rows = compare.table(("mine", good), {f"bad {seed}": predictions(100, 0.0, seed) for seed in range(4)}, spread)
+    assert len(rows) == 33 and rows["test"].eq("paired bootstrap").all()
+    plain = rows[rows["rival"].str.startswith("bad") & (rows["metric"] == "accuracy")]
+    assert plain["verdict"].eq("better").all(), "1,000 resamples leave p (Holm) of .066"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -49,6 +49,17 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert "Of the 1 shown to do so" in why
 
 
+def test_the_more_settings_are_tried_the_more_a_difference_must_be(tmp_path: Path) -> None:
+    arms = {"constant": ended(tmp_path, "constant", (0.70, 0.80, 0.90))}
+    arms["lucky"] = ended(tmp_path, "lucky", (0.714, 0.820, 0.926))  # t 5.8: between 4.3, for one, and 7.6, for three
+    assert schedules.compare(arms)[1]["verdict"] == "better"
+    arms |= {name: ended(tmp_path, name, (0.71, 0.79, 0.90)) for name in ("second", "third")}
+    table = schedules.compare(arms)
+    low, high = table[1]["95 % of that"]
+    assert table[1]["verdict"] == "none" and low == pytest.approx(0.02 - high + 0.02, abs=2e-4) and low < 0
+    assert schedules.choose(table)[0] == "constant"
+
+
 def test_without_a_shown_difference_the_simplest_stays(tmp_path: Path) -> None:
     arms = {"constant": ended(tmp_path, "a", (0.7, 0.8, 0.9)), "cosine": ended(tmp_path, "b", (0.9, 0.7, 0.95))}
     chosen, why = schedules.choose(schedules.compare(arms))

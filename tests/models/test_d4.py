@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pcamlib.config import Model, validate
+from pcamlib.data.augment import d4
 from pcamlib.errors import ConfigError
 from pcamlib.models import build
 from pcamlib.models.d4 import D4CNN, ORDER, D4Conv, D4Norm, turned
@@ -32,6 +33,11 @@ def spread(model: nn.Module, images: torch.Tensor) -> float:
     with torch.no_grad():
         logits = torch.stack([model(turned(images, element)) for element in range(ORDER)])
     return float((logits - logits[0]).abs().max())
+
+
+def test_models_and_data_number_the_elements_alike() -> None:
+    images = torch.arange(27).view(1, 3, 3, 3)
+    assert all(turned(images, element, (1, 2)).equal(d4(images, element)) for element in range(ORDER))
 
 
 @pytest.mark.parametrize("side", [32, 48, 64])

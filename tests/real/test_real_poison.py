@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from pcamlib.audit import poison
+from pcamlib.audit import integrity, poison
 from pcamlib.audit.findings import Split
 from pcamlib.audit.stream import Block
 from pcamlib.data.patches import Patches, open_split
@@ -25,8 +25,9 @@ pytestmark = [
 def split_of(patches: Patches, images: np.ndarray, labels: np.ndarray) -> Split:
     parts = []
     for start in range(0, len(images), 256):
-        block = np.asarray(images[start : start + 256])
-        parts.append(poison.observe(Block(start, block, block, np.zeros(len(block), np.uint8))))
+        some = np.asarray(images[start : start + 256])
+        block = Block(start, some, some, np.zeros(len(some), np.uint8))
+        parts.append(integrity.observe(block) | poison.observe(block))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     made = Split(Patches(patches.split, images, labels, patches.stored), columns)
     made.__dict__["valid"] = np.ones(len(images), bool)

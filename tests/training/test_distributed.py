@@ -7,13 +7,13 @@ itself does is tried with torchrun.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +25,12 @@ from torch.nn import functional
 
 from pcamlib.config import Config
 from pcamlib.data.sampling import share
-from pcamlib.errors import ConfigError, PcamError
+from pcamlib.errors import ConfigError, PcamError, RunError
 from pcamlib.models.cnn import CNN
 from pcamlib.models.d4 import D4CNN
 from pcamlib.training import checkpoint, distributed, loop, runs, state
+from pcamlib.training.reproduce import reproduce
+from pcamlib.training.reproduce import same as same_outcome
 
 KILLED = -signal.SIGKILL
 #: 256 patches in batches of 50: shares of 25, or 16 and 17; the last batch of an epoch, at step 6, has 6.
@@ -101,16 +103,14 @@ def work(rank: int, size: int, port: int, target: Callable[..., None], *argument
 
 
 @pytest.fixture(scope="module")
-def started() -> Callable[..., list[int | None]]:
+def started(forkserver: ForkServerContext) -> Callable[..., list[int | None]]:
     """`started(size, target, ...)`: exit codes of `size` processes; one that hangs is killed and has none."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pcamlib.training.loop", "pytest"])
 
     def start(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        group = [context.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
+        group = [forkserver.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
         for process in group:
             process.start()
         for process in group:
@@ -239,6 +239,26 @@ def test_patience_is_one_patience(train: Any, tiny: Any, tmp_path: Path) -> None
     assert end and end["steps"] == end["best_step"] + 2 < 90
 
 
+def test_reproduced_by_as_many_processes(train: Any, started: Any, tiny: Any, data: Path, tmp_path: Path) -> None:
+    """Bitwise, told by process 0 alone; one process says how many there were."""
+    assert train(2, tiny(*DROPOUT), tmp_path / "run") == [0, 0]
+    assert started(2, again, tmp_path / "run", tmp_path / "two", data) == [0, 0]
+    assert said(tmp_path / "two", 1) == "" and "REPRODUCED: metrics of all 8 steps" in said(tmp_path / "two")
+    assert "differs" not in said(tmp_path / "two")
+    assert started(1, again, tmp_path / "run", tmp_path / "one", data) == [1]
+    told = "machine.world_size was 2, is 1 (bitwise equality is promised for a fixed one only); start it with `torchrun"
+    assert told in said(tmp_path / "one") and "NOT REPRODUCED" in said(tmp_path / "one")
+
+
+def again(rank: int, size: int, port: int, run: Path, out: Path, data: Path) -> None:
+    """One process of `pcam runs reproduce`: what it reports goes into OUT.RANK, its exit code is the command's."""
+    enter(rank, size, port)
+    lines: list[str] = []
+    _, found = reproduce(runs.open_run(run), out, data, lines.append)
+    Path(f"{out}.{rank}").write_text("\n".join(lines))
+    raise SystemExit(not same_outcome(found))
+
+
 # Ruins: nobody hangs
 
 
@@ -296,6 +316,41 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="3 or more processes on this machine, but 2 GPUs"):
         distributed.join("cuda").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:4711"), True),
+        (RuntimeError("[pair.cc:161] Read error [127.0.0.1]:4711: Connection reset by peer"), True),
+        (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"), True),
+        (torch.distributed.DistBackendError("ncclRemoteError: a remote process exited prematurely"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), False),
+        (RuntimeError("Tensors must be contiguous"), False),
+    ],
+)
+def test_only_a_broken_connection_is_a_lost_process(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, lost: bool
+) -> None:
+    def gather(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(RunError if lost else type(error), match="process 0 of 2 lost" if lost else str(error)):
+        distributed.World(0, 2).gather(1)
+
+
+def test_processes_that_never_met_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(*_: Any, **__: Any) -> None:
+        raise torch.distributed.DistNetworkError("the port is\nin use (EADDRINUSE)")
+
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "here", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "speaks", lambda: True)  # would wait for the store
+    monkeypatch.setattr(torch.distributed, "init_process_group", taken)
+    with pytest.raises(RunError, match="process 1 of 2 did not meet the others at here:1: the port is in use"):
+        distributed.join("cpu").__enter__()
 
 
 def test_alone_nothing_is_joined() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,6 @@ ITEMS = (
     "schedule.name=onecycle",
 )
 KILLED = -signal.SIGKILL
-# what each child would import again: once, here
-PRELOAD = ["pcamlib.training.loop", "pytest"]
 
 Train = Callable[..., runs.Run]
 
@@ -85,15 +83,13 @@ def attempt(config: Config, data: Path, out: Path, resume: bool, kill: dict[str,
 
 
 @pytest.fixture(scope="module")
-def child() -> Callable[..., int | None]:
+def child(forkserver: ForkServerContext) -> Callable[..., int | None]:
     """`child(config, data, out, resume=, step=...)`: one attempt in a process of its own; returns its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
 
     def start(
         config: Config, data: Path, out: Path, *, resume: bool = False, cores: int | None = None, **kill: Any
     ) -> Any:
-        process = context.Process(target=attempt, args=(config, data, out, resume, kill, cores))
+        process = forkserver.Process(target=attempt, args=(config, data, out, resume, kill, cores))
         process.start()
         return process
 
