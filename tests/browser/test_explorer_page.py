@@ -27,7 +27,7 @@ from pcamlib.journal import evidence
 from pcamlib.sources import ROOT
 from pcamlib.training import loop
 from pcamlib.training.evaluate import Predictions, evaluate
-from pcamlib.training.state import load_classifier
+from pcamlib.training.state import choose_precision, load_classifier
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -116,7 +116,8 @@ def test_run_all_touch_and_save_in_jupyterlab(page, serve, synthetic_dir, tmp_pa
     page.locator(".pcam-view").wait_for(timeout=900_000)
     (trained,) = (tmp_path / "runs").glob("06-model-*")
     patches = open_split(tmp_path / "data" / "06-valid", "valid")
-    predictions = evaluate(load_classifier(trained / "checkpoints" / "best.safetensors")[0], patches)
+    model, _ = load_classifier(trained / "checkpoints" / "best.safetensors")
+    predictions = evaluate(model, patches, precision=choose_precision("auto", "cpu"))
     shows(page, viewer(patches, predictions)(0.5))
     seen = touch(page, patches, predictions)
     if path:
