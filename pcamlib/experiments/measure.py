@@ -35,7 +35,7 @@ MEASURED = {
 #: Measured also as the centre 32x32, which decides the label, minus what surrounds it.
 CENTRED = ("brightness", "saturation", "haematoxylin", "eosin", "sharpness", "entropy", "nuclei")
 
-_CHUNK = 64  # patches at once: 16 stay in a core's cache, a fifth faster alone, but then two threads only wait for th
+_CHUNK = 64  # patches at once: 16 would stay in a core's cache, but two threads then wait for each other (GIL)
 _HALF = SIDE // 2
 _MM2 = (2 * 0.972e-3) ** 2  # of a pixel of the half-resolution map; level 2 of slides scanned at 0.243 um
 _STANDS_OUT = 0.08  # OD, of a nucleus over its surround; chosen by eye on a few real patches
