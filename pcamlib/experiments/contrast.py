@@ -36,7 +36,7 @@ def contrast(features: Features, predictions: Predictions, threshold: float = 0.
         if min(wrong.sum(), right.sum()) < LEAST:
             continue
         for column in features.columns:
-            values = features[column.name]
+            values = features[column.name].astype(np.float64)  # SciPy keeps the type, and p below 1e-45 would be 0
             a, b = values[wrong], values[right]
             if column.kind == "group" or np.ptp(np.concatenate([a, b])) == 0:
                 continue

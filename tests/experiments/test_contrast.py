@@ -35,6 +35,10 @@ def test_what_missed_tumours_share_comes_first_and_nothing_else_is_found() -> No
     ]
 
 
+def test_a_clear_difference_has_a_small_q_that_is_not_zero() -> None:
+    assert 0 < contrast(*tables(n=6000, shift=3.0)).iloc[0]["q"] < 1e-60
+
+
 def test_constants_groups_and_what_is_constant_within_a_class_have_no_row() -> None:
     assert set(contrast(*tables())["feature"]) == {"brightness", "noise"}
 
