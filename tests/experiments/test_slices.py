@@ -35,7 +35,7 @@ def test_a_bound_holds_its_low_end_and_not_its_high_one() -> None:
     both = Slice((Bound("a", high=0.75), Bound("b", 1, 2)))
     assert both.mask(features).tolist() == [False, False, True, False, False]
     assert Slice().mask(features).all() and str(Slice()) == "every patch"
-    assert str(both) == "a < 0.75 and b 1 to 2" and both == slices.named([("a", -math.inf, 0.75), ("b", 1, 2)])
+    assert str(both) == "a < 0.75 and b 1" and both == slices.named([("a", -math.inf, 0.75), ("b", 1, 2)])
 
 
 def test_an_empty_range_and_an_unknown_feature_are_refused() -> None:
