@@ -141,4 +141,6 @@ def test_the_page_of_make_explore(page, serve, synthetic_dir, tmp_path) -> None:
     page.goto(serve("voila", str(ROOT / "notebooks" / "explorer.py"), languages, **where))
     patches = open_split(synthetic_dir, "valid")
     shows(page, viewer(patches, run.predictions())(0.5))
-    touch(page, patches, run.predictions())
+    seen = touch(page, patches, run.predictions())
+    expect(page.locator(".pcam-view")).to_contain_text(f"{seen.n:,} of {len(patches):,} synthetic patches")
+    assert page.locator(".pcam-error").count() == 0

@@ -73,8 +73,12 @@ def test_nor_under_another_name() -> None:
 
 def test_features_that_follow_the_label_a_little_and_constant_predictions_pass() -> None:
     features, p = table()
-    slices.independent(table(tone=p.label + np.random.default_rng(1).normal(size=400))[0], p)
+    noisy = p.label + np.random.default_rng(1).normal(size=400)
+    assert np.corrcoef(noisy, p.label)[0, 1] > 0.3  # it does follow the label
+    slices.independent(table(tone=noisy)[0], p)
     slices.independent(features, replace(p, probability=np.full(400, 0.7)))
+    with pytest.raises(DataError, match="'tone' is the label"):  # and with less noise than the gap it is the label
+        slices.independent(table(tone=p.label + 0.1 * (noisy > 0))[0], p)
 
 
 @pytest.mark.parametrize(
