@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pcamlib.experiments.compare import delong
 from pcamlib.experiments.features import Features
 from pcamlib.experiments.slices import check
 from pcamlib.training.evaluate import Predictions
@@ -21,7 +22,7 @@ def contrast(features: Features, predictions: Predictions, threshold: float = 0.
     Returns:
         A row a kind of mistake and feature, the clearest first: `mistakes` and `right` (how many), `median` of each,
         `higher` (chance that a mistake has the higher value than a right answer, ties half; one half: no difference)
-        with its 95 % interval (Hanley & McNeil 1982), and `q`: the Mann-Whitney p of all rows after Benjamini and
+        with its 95 % interval (DeLong), and `q`: the Mann-Whitney p of all rows after Benjamini and
         Hochberg 1995. Constant features, and kinds with fewer than `LEAST` mistakes, have no row.
 
     Raises:
@@ -40,9 +41,8 @@ def contrast(features: Features, predictions: Predictions, threshold: float = 0.
             a, b = values[wrong], values[right]
             if column.kind == "group" or np.ptp(np.concatenate([a, b])) == 0:
                 continue
-            found = stats.mannwhitneyu(a, b)
-            higher = float(found.statistic) / (len(a) * len(b))
-            half = 1.96 * _spread(higher, len(a), len(b))
+            area, variance = delong(np.repeat([1, 0], [len(a), len(b)]), np.concatenate([a, b])[None])
+            higher, half = float(area[0]), 1.96 * float(np.sqrt(variance[0, 0]))
             rows.append({
                 "mistake": kind,
                 "feature": column.name,
@@ -53,20 +53,13 @@ def contrast(features: Features, predictions: Predictions, threshold: float = 0.
                 "median of right": float(np.median(b)),
                 "higher": higher,
                 "95 %": [max(0.0, higher - half), min(1.0, higher + half)],
-                "q": float(found.pvalue),
+                "q": float(stats.mannwhitneyu(a, b).pvalue),
             })  # fmt: skip
     table = pd.DataFrame(rows)
     if len(table):
         table["q"] = stats.false_discovery_control(table["q"])
         table = table.iloc[np.argsort(-np.abs(table["higher"] - 0.5), kind="stable")].reset_index(drop=True)
     return table
-
-
-def _spread(area: float, m: int, n: int) -> float:
-    """Standard error of an area under the ROC curve (Hanley & McNeil 1982)."""
-    one, two = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (m - 1) * (one - area**2) + (n - 1) * (two - area**2)
-    return float(np.sqrt(max(variance, 0.0) / (m * n)))
 
 
 def shared(table: pd.DataFrame, most: int = 3, level: float = 0.05) -> list[str]:
