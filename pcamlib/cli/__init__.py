@@ -1,0 +1,48 @@
+"""`pcam`: parse, call, print. No logic lives here; heavy imports wait until a command needs them.
+
+pcam --help
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+
+import typer
+
+from pcamlib.cli import data, journal, training
+from pcamlib.errors import PcamError
+
+app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+for part in (data, training, journal):
+    app.add_typer(part.commands)  # without a name: its commands become commands of `pcam`
+
+
+def main() -> None:
+    """Entry point: a `PcamError` becomes one line and exit code 2; what nobody foresaw keeps its traceback, code 3."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress is visible through a pipe too
+    try:
+        app()
+    except PcamError as error:
+        if _speaks():
+            print(f"pcam: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `pcam runs table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(3)  # 1 is the answer of `audit`, `runs diff`, `runs reproduce` and `journal check`
+
+
+def _speaks() -> bool:
+    """Of several processes that torchrun started, one tells of an error."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from pcamlib.training import distributed
+
+    return distributed.speaks()
