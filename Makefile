@@ -28,7 +28,7 @@ endif
 QUIETLY = while read -r word rest; do case "$$word" in \
 	Downloading) echo "    $$rest";; Installing) echo "    unpacking";; esac; done
 
-.PHONY: help journal test lint types unit nbval test-browser chromium notebooks lab explore bench lock clean .venv
+.PHONY: help journal test lint types unit nbval test-browser chromium test-slurm slurm notebooks lab explore bench lock clean .venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,19 @@ chromium:  ## Chromium from the system's packages, where it is missing and may b
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing Chromium" \
 			&& apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || { \
 		echo "no Chromium here; install the system's package, on Debian: apt install chromium" >&2; exit 1; }
+
+test-slurm: $(READY) slurm  ## a real Slurm of two nodes on this machine: jobs submitted, killed, requeued, resumed
+	@echo "==> slurm"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm tests/slurm
+
+slurm:  ## a local Slurm and Ruby from the system's packages, where they are missing and may be installed
+	@for program in slurmctld slurmd munged; do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="slurm-wlm munge"; done; \
+	command -v ruby >/dev/null || missing="$${missing:-} ruby"; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	[ -z "$${missing:-}" ] || { command -v apt-get >/dev/null && echo "==> installing $$missing" && $$as apt-get -qq update \
+			&& $$as env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing >/dev/null; } || { \
+		echo "no Slurm here; install the system's packages, on Debian: apt install slurm-wlm munge ruby" >&2; exit 1; }
 
 notebooks: $(READY)  ## run the notebooks in place: new stored outputs, to be committed
 	@PCAM_DATA= PCAM_COURSE= $(BIN)/python -c 'from pathlib import Path; from pcamlib.jobs.notebook import run; \

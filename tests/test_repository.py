@@ -21,11 +21,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: Files and folders of pcamlib, from the ground up. Those of one floor are strangers, but for the ground, one house.
 FLOORS = (
-    ("errors", "files", "sources", "config", "seeding", "provenance"),
+    ("errors", "files", "locks", "sources", "config", "seeding", "provenance"),
     ("data", "models", "journal", "jobs"),
     ("training",),
     ("audit", "experiments", "serving"),
     ("make",),
+    ("submit",),
     ("cli",),
     ("__init__",),
 )

@@ -57,11 +57,12 @@ def journal_check(
     name: str = "assignment_2",
     root: RootOption = ROOT,
     strict: Annotated[bool, typer.Option(help="Open places count as faults.")] = False,
+    jobs: Annotated[bool, typer.Option(help="A number that no Slurm job made is a fault.")] = False,
 ) -> None:
     """List what is open, stale, missing or typed by hand; exit code 1 when something is wrong."""
     from pcamlib.journal.check import check
 
-    found = check(root.resolve(), name)
+    found = check(root.resolve(), name, jobs)
     for finding in found:
         print(finding)
     faults = sum(f.severity == "fault" for f in found)

@@ -1,6 +1,6 @@
 """What still falls short of a journal that can be handed in: open places, and faults.
 
-    pcam journal check [--strict]
+    pcam journal check [--strict] [--jobs]
 
 A fault is a journal that says something it should not: stale, edited by hand, unproved. An open place is something
 not done yet. Nothing is changed here.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from pcamlib.errors import EvidenceError, PcamError
 from pcamlib.files import digest, read_json, sha256_file
 from pcamlib.journal.claims import Record, parse
-from pcamlib.journal.evidence import find, foundation
+from pcamlib.journal.evidence import find, foundation, records
 from pcamlib.journal.render import GIT, OPEN, markdown_text, read_group
 from pcamlib.sources import ROOT
 
@@ -58,15 +59,18 @@ class Finding:
         return f"{self.severity}: {self.where}: {self.what}; {self.do}"
 
 
-def check(root: str | Path = ROOT, name: str = "assignment_2") -> list[Finding]:
+def check(root: str | Path = ROOT, name: str = "assignment_2", jobs: bool = False) -> list[Finding]:
     """Everything that falls short in the journal `name` of `root`: faults first, then open places.
 
+    With `jobs`, evidence that no Slurm job made is a fault too.
+
     Kinds of fault: `evidence` (no n, no interval, seeds that are one run, an edited file), `stale`, `figure`, `number`
-    (typed by hand), `group-file`, `template` (cannot be rendered), `journal` (not what rendering gives), `image`.
+    (typed by hand), `group-file`, `template` (cannot be rendered), `journal` (not what rendering gives), `image`, and
+    `job` where that is asked for.
     Kinds of open place: `question`, `group`, `draft`.
     """
     root = Path(root)
-    found = [*_evidence(root), *_typed(root, name), *_group(root), *_drafts(root)]
+    found = [*_evidence(root), *(_jobless(root) if jobs else ()), *_typed(root, name), *_group(root), *_drafts(root)]
     try:
         expected = markdown_text(name, root)
     except PcamError as error:
@@ -108,6 +112,15 @@ def _evidence(root: Path) -> Iterator[Finding]:
             yield Finding("evidence", place, "edited by hand", REMAKE)
         if whole:
             yield from _stale(root, path.stem, content)
+
+
+def _jobless(root: Path) -> Iterator[Finding]:
+    """Evidence that no Slurm job made; a damaged file is `_evidence`'s to tell."""
+    with suppress(EvidenceError):
+        for name, record in records(root).items():
+            if not record.job:
+                what = f"none of its {len(record.evidence)} claims carries a job id: {name} ran outside Slurm"
+                yield Finding("job", f"journal/evidence/{name}.json", what, "`pcam submit journal` runs it in a job")
 
 
 def _stale(root: Path, notebook: str, content: Any) -> Iterator[Finding]:

@@ -99,6 +99,21 @@ class Record(Strict):
     digest: str
     evidence: list[Evidence]
 
+    @property
+    def commit(self) -> str:
+        """The commit that made it, in words."""
+        commit, dirty = self.provenance["code"]["commit"], self.provenance["code"]["dirty"]
+        return (f"commit `{commit[:7]}`" if commit else "no commit") + (" + local changes" if dirty else "")
+
+    @property
+    def job(self) -> str:
+        """The Slurm job that made it, with node and partition; nothing where none did."""
+        job = self.provenance["slurm"]
+        if "job_id" not in job:
+            return ""
+        partition = f" ({job['job_partition']})" if "job_partition" in job else ""
+        return f"job {job['job_id']} on {job.get('slurmd_nodename', self.provenance['machine']['host'])}{partition}"
+
     @model_validator(mode="after")
     def _says_where_it_comes_from(self) -> Record:
         if missing := {"code", "data", "lock", "machine", "slurm", "sources", "torch"} - set(self.provenance):

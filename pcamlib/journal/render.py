@@ -187,17 +187,16 @@ class Page:
         return f"<sub>{'<br>'.join(lines)}</sub>" if lines else ""
 
     def _source(self, notebook: str, claims: list[Evidence]) -> str:
-        origin = self._records[notebook].provenance
+        record = self._records[notebook]
         runs = list(dict.fromkeys(run for claim in claims for run in claim.runs))
         more = f" and {len(runs) - 6} more" if len(runs) > 6 else ""
         parts = [
             f"evidence: {', '.join(f'`{claim.key}`' for claim in claims)}",
             f"notebook [{notebook}](notebooks/{notebook}.ipynb)",
             f"runs {', '.join(runs[:6])}{more}" if runs else "",
-            _commit(origin),
+            record.commit,
+            record.job,
         ]
-        if job := origin["slurm"].get("job_id"):
-            parts.append(f"job {job} on {origin['machine']['host']}")
         return " · ".join(filter(None, parts))
 
     def _quote(self, key: str) -> Evidence:
@@ -237,12 +236,18 @@ class Page:
             f"{o['machine']['device_name']}, {show(o['machine']['threads'])} threads, torch {o['torch']}"
             for o in origins
         ]
+        jobs = dict.fromkeys(record.job for record in made if record.job)
         last = max(record.executed for record in made)
         lines += [
             f"Evidence of {len(made)} notebooks, executed up to {last[:16].replace('T', ' ')} UTC.",
             f"Data: {', '.join(data)}.",
-            f"Code: {'; '.join(dict.fromkeys(map(_commit, origins)))}.",
+            f"Code: {'; '.join(dict.fromkeys(record.commit for record in made))}.",
             f"Hardware: {'; '.join(dict.fromkeys(machines))}.",
+            *(
+                [f"Slurm: {'; '.join(jobs)}."]
+                if (jobs := dict.fromkeys(record.job for record in made if record.job))
+                else []
+            ),
             "`make journal` runs the notebooks whose sources or data changed and writes this page again; "
             "answers are changed in `journal/`, not here.",
         ]
@@ -293,11 +298,6 @@ def _place(error: BaseException) -> str:
 
 def _missing(key: str) -> str:
     return f"**[not answered yet: no evidence `{key}`]**"
-
-
-def _commit(origin: dict[str, Any]) -> str:
-    commit, dirty = origin["code"]["commit"], origin["code"]["dirty"]
-    return (f"commit `{commit[:7]}`" if commit else "no commit") + (" + local changes" if dirty else "")
 
 
 def _united(claim: Evidence, value: Any, digits: int) -> str:

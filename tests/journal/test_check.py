@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal_evidence import notebook
+from journal_evidence import data_evidence, notebook
 
 from pcamlib.journal.check import Finding, check
 from pcamlib.journal.evidence import Recorder
@@ -126,6 +126,14 @@ def test_evidence_of_a_notebook_that_is_gone_or_renamed(rendered: Path) -> None:
     notebook(rendered, "02_other", "")
     (rendered / "journal/evidence/00_data.json").rename(rendered / "journal/evidence/02_other.json")
     assert any(f.what == "is the evidence of 00_data" for f in faults(rendered) if f.kind == "evidence")
+
+
+def test_evidence_that_no_job_made_is_a_fault_only_where_asked(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    data_evidence(complete, synthetic=True).close()
+    assert [finding for finding in check(complete) if finding.kind == "job"] == []
+    (only,) = (finding for finding in check(complete, jobs=True) if finding.kind == "job")
+    assert only.severity == "fault" and "01_reproducibility.json" in only.where and "pcam submit journal" in only.do
 
 
 def test_a_journal_edited_by_hand_names_the_line(rendered: Path) -> None:

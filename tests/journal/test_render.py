@@ -48,6 +48,16 @@ def test_every_landmark_of_the_form_stands_in_order(root: Path, complete: Path, 
         assert line in rendered, f"missing or out of order: {line}"  # consumes the iterator: order counts
 
 
+def test_a_number_carries_its_job_and_node(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Slurm:" not in markdown_text("assignment_2", complete)
+    for name, text in {"SLURM_JOB_ID": "7", "SLURM_JOB_PARTITION": "thin_course", "SLURMD_NODENAME": "n1"}.items():
+        monkeypatch.setenv(name, text)
+    data_evidence(complete, synthetic=True).close()
+    assert "> Slurm: job 7 on n1 (thin_course)." in markdown_text("assignment_2", complete)
+    line = only(complete, '{{ table("data.splits") }}').splitlines()[-1]
+    assert line.startswith("<sub>evidence: `data.splits`") and "job 7 on n1 (thin_course)" in line
+
+
 def test_no_heading_is_added(complete: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", markdown_text("assignment_2", complete), flags=re.MULTILINE | re.DOTALL)
     headings = [line for line in text.splitlines() if line.startswith("#")]
