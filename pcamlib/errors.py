@@ -13,6 +13,8 @@ from collections.abc import Iterable
 class PcamError(Exception):
     """Bad input or a broken file; the message names the place and the way out."""
 
+    exit_code = 2  # of `pcam`
+
 
 class ConfigError(PcamError):
     """A configuration key, value or override that does not fit."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pcamlib import files
 from pcamlib.data.folder import course_folder, data_folder
 from pcamlib.data.patches import open_split
-from pcamlib.errors import NotebookError, nearest
+from pcamlib.errors import NotebookError, RunError, nearest
 from pcamlib.experiments.explore import opened
+from pcamlib.jobs import freshness, parameters, scale
 from pcamlib.jobs import notebook as front
-from pcamlib.jobs import parameters, scale
 from pcamlib.journal import check, evidence, render
+from pcamlib.locks import held
+from pcamlib.sources import ROOT
 
 Report = Callable[[str], None]
 
@@ -31,20 +35,74 @@ def _inputs(data: str | None, report: Report) -> tuple[dict[str, Any], dict[str,
     return {"data_dir": str(folder.resolve()), "course_dir": str(course.resolve()) if course else ""}, prints
 
 
-def _execute(
-    path: Path, job: scale.Job, root: Path, inputs: dict[str, Any], prints: dict[str, str], more: dict[str, Any],
-    force: bool, report: Report,
-) -> front.Outcome:  # fmt: skip
+@dataclass(frozen=True)
+class Task:
+    """One notebook of a journal: what it is run with, where to, and what its result rests on beside code."""
+
+    path: Path
+    job: scale.Job
+    parameters: dict[str, Any]
+    output: Path
+    data: dict[str, str]
+
+    def stamp(self) -> dict[str, Any]:
+        """What a run rests on now; see `freshness`."""
+        return freshness.stamp(self.path, parameters.validate_parameters(self.path, self.parameters), self.data)
+
+    def stale(self) -> str:
+        """Why it must run, empty where nothing changed since it did."""
+        fresh, reason = freshness.is_fresh(self.output, self.stamp())
+        return "" if fresh else reason
+
+
+def _task(
+    path: Path, job: scale.Job, root: Path, inputs: dict[str, Any], prints: dict[str, str], more: dict[str, Any]
+) -> Task:
     declared = parameters.declared_parameters(path)
     given = {name: value for name, value in {**inputs, "root": str(root)}.items() if name in declared}
     if "slices" in declared:  # what people named in the explorer is an input of the notebook that measures it
         named = evidence.find(root, declared["slices"][1])
         prints = prints | {named.name: files.sha256_file(named) if named.is_file() else "none"}
-    output = root / "runs" / "notebooks" / path.name
+    if "benchmarks" in declared:  # and so is what jobs measured of the one that shows it
+        measured = sorted((ROOT / declared["benchmarks"][1]).glob("*.json"))
+        prints = prints | {f"benchmark {path.name}": files.sha256_file(path) for path in measured}
+    return Task(path, job, {**given, **job.parameters, **more}, root / "runs" / "notebooks" / path.name, prints)
+
+
+def tasks(scale_name: str, root: Path, data: str | None, report: Report) -> dict[str, Task]:
+    """The notebooks of a scale in the order in which they run; patches are made, or their fingerprints taken.
+
+    Raises:
+        ConfigError: an unknown or wrong scale.
+        DataError: no such data.
+    """
+    jobs = scale.load(scale_name)
+    inputs, prints = _inputs(data, report)
+    return {stem: _task(front.find(stem), job, root.resolve(), inputs, prints, {}) for stem, job in jobs.items()}
+
+
+@contextmanager
+def _alone(output: Path, report: Report) -> Iterator[Callable[[], None]]:
+    """Hold an output against other processes, also on other hosts; yields a check that it is still held."""
+    with ExitStack() as stack:
+        try:
+            with files.disk_errors(output):
+                still_ours = stack.enter_context(held(output.with_name(f".{output.stem}.held"), report))
+        except RunError as error:
+            who = str(error).rpartition(" (")[2].rstrip(")")
+            raise NotebookError(
+                f"{output.stem} is being run already into {output.parent}: wait for it ({who})"
+            ) from None
+        yield still_ours
+
+
+def _execute(task: Task, root: Path, force: bool, report: Report) -> front.Outcome:
+    path, output = task.path, task.output
     if force:
         output.with_name(f"{output.name}.json").unlink(missing_ok=True)  # the stamp of its last run
 
     def products() -> list[Path]:
+        still_ours()
         made = evidence.records(root)
         if path.stem not in made:
             raise NotebookError(f"{path.stem}: ran to its end but left no evidence under {root}")
@@ -52,15 +110,16 @@ def _execute(
         files = [root / file for claim in claims for file in claim.files]
         return [root / "journal" / "evidence" / f"{path.stem}.json", *files]
 
-    return front.run_if_stale(
-        path,
-        {**given, **job.parameters, **more},
-        output,
-        timeout=job.timeout,
-        data=prints,
-        products=products,
-        report=report,
-    )
+    with _alone(output, report) as still_ours:
+        return front.run_if_stale(
+            path,
+            task.parameters,
+            output,
+            timeout=task.job.timeout,
+            data=task.data,
+            products=products,
+            report=report,
+        )
 
 
 def notebook(
@@ -88,7 +147,8 @@ def notebook(
             raise NotebookError(f"{path.stem}: parameter {reserved} is set by {option} here, not by -p")
     parameters.validate_parameters(path, {**jobs[path.stem].parameters, **more})  # before any data are made
     inputs, prints = _inputs(data, report)
-    outcome = _execute(path, jobs[path.stem], root.resolve(), inputs, prints, more, force, report)
+    root = root.resolve()
+    outcome = _execute(_task(path, jobs[path.stem], root, inputs, prints, more), root, force, report)
     report(f"executed notebook: {outcome.output}")
     return outcome
 
@@ -108,10 +168,8 @@ def journal(
     """
     begun = time.monotonic()
     root = root.resolve()
-    jobs = scale.load(scale_name)
-    inputs, prints = _inputs(data, report)
-    for stem, job in jobs.items():
-        _execute(front.find(stem), job, root, inputs, prints, {}, False, report)
+    for task in tasks(scale_name, root, data, report).values():
+        _execute(task, root, False, report)
     markdown, page = render.render(name, root)
     found = check.check(root, name)
     counts = Counter(finding.severity for finding in found)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -65,6 +69,25 @@ def test_a_second_call_does_not_run(made: Path, synthetic_dir: Path) -> None:
     before, said = state(made), []
     again = make.notebook("00", "smoke", root=made, data=str(synthetic_dir), assignments=EPOCHS, report=said.append)
     assert not again.ran and "00_data  up to date" in said and state(made) == before
+
+
+def test_two_processes_never_run_one_notebook(made: Path, synthetic_dir: Path) -> None:
+    """Also not one that is up to date: nobody knows before the other is done."""
+    code = "import sys; from pathlib import Path; from pcamlib.locks import held\nwith held(Path(sys.argv[1])): input()"
+    holder = made / "runs" / "notebooks" / ".00_data.held"
+    pipes = {"stdin": subprocess.PIPE, "env": {**os.environ, "SLURM_JOB_ID": "7"}}
+    with subprocess.Popen([sys.executable, "-c", code, str(holder)], **pipes) as other:
+        deadline = time.monotonic() + 60
+        while not list(holder.glob(".lock-*")):
+            assert time.monotonic() < deadline and other.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(
+            NotebookError, match=r"00_data is being run already into .*: wait for it \(job 7, process \d+"
+        ):
+            make.notebook(
+                "00", "smoke", root=made, data=str(synthetic_dir), assignments=EPOCHS, report=lambda line: None
+            )
+        other.communicate(b"\n")
 
 
 def test_it_renders_and_only_open_places_are_left(made: Path) -> None:

@@ -209,7 +209,7 @@ def test_lines_of_code_are_counted_without_prose() -> None:
 def test_the_library_stays_thin() -> None:
     files = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
     assert {name: len(text.splitlines()) for name, text in files.items() if len(text.splitlines()) > 320} == {}
-    assert sum(map(code_lines, files.values())) < 12_000
+    assert sum(map(code_lines, files.values())) < 15_000
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,19 @@ import traceback
 
 import typer
 
-from pcamlib.cli import data, journal, training
+from pcamlib.cli import benchmark, cluster, data, environment, journal, training
 from pcamlib.errors import PcamError
 
 app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for part in (data, training, journal):
+for part in (data, training, journal, benchmark, cluster, environment):
     app.add_typer(part.commands)  # without a name: its commands become commands of `pcam`
 
 
 def main() -> None:
-    """Entry point: a `PcamError` becomes one line and exit code 2; what nobody foresaw keeps its traceback, code 3."""
+    """Entry point: a `PcamError` becomes one line and exit code 2, one that was told to stop has 75.
+
+    What nobody foresaw keeps its traceback, code 3.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress is visible through a pipe too
@@ -30,7 +33,7 @@ def main() -> None:
     except PcamError as error:
         if _speaks():
             print(f"pcam: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # `pcam runs table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

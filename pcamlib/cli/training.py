@@ -1,40 +1,68 @@
-"""`pcam train`, `hpo`, `resume`, `evaluate` and `pcam runs ...`."""
+"""`pcam train`, `probe`, `hpo`, `hpo-worker`, `resume`, `evaluate` and `pcam runs ...`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pcamlib.cli.options import DataOption, Overrides
 
+if TYPE_CHECKING:
+    from pcamlib.config import Config
+
 commands = typer.Typer()
 runs_app = typer.Typer(help="List, compare, repeat and send runs.", no_args_is_help=True)
 commands.add_typer(runs_app, name="runs")
+Recipe = Annotated[str, typer.Option("--recipe", help="Name of a recipe, or path of a YAML file.")]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds; the schedule then follows the clock.")]
 
 
-@commands.command("train")
-def train(
-    overrides: Overrides = None,
-    recipe: Annotated[str, typer.Option(help="Name of a recipe, or path of a YAML file.")] = "cnn",
-    data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-TIME.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds; the schedule then follows the clock.")] = None,
-) -> None:
-    """Train a model into a run folder."""
+def _settings(recipe: str, overrides: list[str] | None, time_limit: float | None, data: str | None) -> Config:
+    """The configuration that `train` and `probe` are given, with its data folder, which may be made first."""
     from pcamlib import config
     from pcamlib.data.folder import data_folder
-    from pcamlib.provenance import now
-    from pcamlib.training import loop
 
     items = list(overrides or [])
     if time_limit is not None:  # instead of the recipe's length, not of one given here
         items = ["train.epochs=null", "train.steps=null", f"train.time_limit={float(time_limit)}", *items]
     settings = config.parse(config.recipe(recipe), items)  # before any data are made
-    folder = data_folder(data or settings.data.dir)
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"dir": str(folder.resolve())})})
-    loop.train(settings, folder, out or Path("runs") / f"{Path(recipe).stem}-{now().replace(':', '')[:17]}")
+    folder = data_folder(data or settings.data.dir).resolve()
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"dir": str(folder)})})
+
+
+@commands.command("train")
+def train(
+    overrides: Overrides = None,
+    recipe: Recipe = "cnn",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-TIME.")] = None,
+    time_limit: TimeLimit = None,
+) -> None:
+    """Train a model into a run folder; told to stop (USR1, TERM) it saves itself, exit code 75."""
+    from pcamlib.provenance import now
+    from pcamlib.training import loop
+
+    settings = _settings(recipe, overrides, time_limit, data)
+    out = out or Path("runs") / f"{Path(recipe).stem}-{now().replace(':', '')[:17]}"
+    loop.train(settings, str(settings.data.dir), out)
+
+
+@commands.command("probe")
+def probe(
+    overrides: Overrides = None,
+    recipe: Recipe = "cnn",
+    data: DataOption = None,
+    time_limit: TimeLimit = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to try.")] = 30.0,
+    job: Annotated[bool, typer.Option("--job", help="Refuse what does not fit the limits of this Slurm job.")] = False,
+) -> None:
+    """Say how long a training will take and how much memory; the options are those of `train`."""
+    from pcamlib.training import probe as probing
+
+    settings = _settings(recipe, overrides, time_limit, data)
+    probing.tell(settings, str(settings.data.dir), seconds, *(probing.allocation() if job else (None, None)))
 
 
 @commands.command("hpo")
@@ -56,6 +84,15 @@ def hpo(
     print(found.table().drop(columns=["weights"]).to_string(index=False))
     print(f"best: {', '.join(f'{key}={value}' for key, value in found.best().items())}")
     print(f"`pcam train --recipe {out / 'champion.yaml'}` trains it again")
+
+
+@commands.command("hpo-worker")
+def hpo_worker(study: Path, data: DataOption = None) -> None:
+    """One worker of a search that `pcam hpo` or `pcam submit hpo` has begun, on this host or another."""
+    from pcamlib.data.folder import data_folder
+    from pcamlib.experiments import hpo as searching
+
+    searching.work(searching.open_search(study), data_folder(data))
 
 
 @commands.command("resume")

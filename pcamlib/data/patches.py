@@ -17,6 +17,7 @@ import numpy as np
 
 from pcamlib.data import convert, scan
 from pcamlib.data.layout import PATCH_SHAPE, Stored, find, inspect, read_labels
+from pcamlib.data.staging import near
 from pcamlib.errors import DataError, nearest
 from pcamlib.files import digest, read_json
 
@@ -166,10 +167,10 @@ def open_split(folder: str | Path, split: str, *, labels: bool | None = None) ->
     """
     stored, y = header(folder, split, labels=labels)
     if stored.offset is not None and stored.dtype == np.uint8:
-        return Patches(split, stored.map(), y, stored)
+        return Patches(split, replace(stored, path=near(stored.path)).map(), y, stored)
     found = scan.scan(stored, log.info)
     assert found.converted is not None
-    images = np.memmap(found.converted, np.uint8, "r", shape=(stored.shape[0], *PATCH_SHAPE))
+    images = np.memmap(near(found.converted), np.uint8, "r", shape=(stored.shape[0], *PATCH_SHAPE))
     patches = Patches(split, images, y, stored)
     patches.__dict__["_scan"] = found
     return patches

@@ -1,17 +1,17 @@
 """Hyperparameter search: trials in worker processes, one run folder each, resumable after anything.
 
     pcam hpo cnn --data DIR --out runs/hpo --workers 2 --trials 20
-    python -m pcamlib.experiments.hpo STUDY DATA      # one worker; more may join, also from other hosts
+    pcam hpo-worker runs/hpo --data DIR       # one more worker, also from another host
 
     STUDY/study.json  journal.jsonl  trials/PHASE-PLACE/  workers/  champion.yaml
 
 The same command again goes on where the search stopped. A killed worker costs its running trial, which is given out
-again with the same parameters; the number of trials stays exact.
+again with the same parameters; one that is told to stop saves it, and it goes on from there. The number of trials
+stays exact.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -24,21 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
 import pandas as pd
-import torch
-from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from pcamlib import config, provenance, seeding, sources
 from pcamlib.config import Config
 from pcamlib.data.patches import open_split
-from pcamlib.errors import ConfigError, DivergedError, RunError
+from pcamlib.errors import ConfigError, RunError
 from pcamlib.experiments.space import Space, check
-from pcamlib.experiments.trials import ATTEMPTS, Pulse, Round, locked
+from pcamlib.experiments.trials import ATTEMPTS, Round, attempt, deaths, locked, pulse_in
 from pcamlib.files import digest, read_json, write_json, write_text
-from pcamlib.training import loop, metrics
+from pcamlib.training import loop
+from pcamlib.training.notice import Stopped, notice
 
 POLL = 0.5  # seconds between two looks at the study
 
@@ -76,19 +73,19 @@ class Search:
         """One row a place: trial, state, value, each parameter, evaluations, attempts, seconds, run, weights, why."""
         phase %= len(self.space.phases)
         places = self.round(phase).places()
-        rows = [self._row(trial, len(places[trial.user_attrs["place"]])) for trial in self.round(phase).final()]
+        rows = [self._row(trial, places[trial.user_attrs["place"]]) for trial in self.round(phase).final()]
         return pd.DataFrame(rows, dtype=object)
 
-    def _row(self, trial: FrozenTrial, attempts: int) -> dict[str, Any]:
-        about = trial.user_attrs
-        died = f"its process died {attempts} times: not enough memory?" if attempts >= ATTEMPTS else None
+    def _row(self, trial: FrozenTrial, attempts: list[FrozenTrial]) -> dict[str, Any]:
+        about, deadly = trial.user_attrs, deaths(attempts)
+        died = f"its process died {deadly} times: not enough memory?" if deadly >= ATTEMPTS else None
         return {
             "trial": about["place"] + 1,
             "state": trial.state.name.lower(),
             "value": trial.value,
             **trial.params,
             "evaluations": len(trial.intermediate_values),
-            "attempts": attempts,
+            "attempts": len(attempts),
             "seconds": trial.duration.total_seconds() if trial.duration else None,
             "run": about.get("run"),
             "weights": about.get("weights"),
@@ -174,7 +171,7 @@ def _start(found: Search, data: Path, number: int, workers: int) -> tuple[subpro
     log = found.path / "workers" / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, seeding.cores() // workers))
-    call = [sys.executable, "-m", "pcamlib.experiments.hpo", str(found.path), str(data)]
+    call = [sys.executable, "-m", "pcamlib.cli", "hpo-worker", str(found.path), "--data", str(data)]
     with open(log, "w") as target:
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         return subprocess.Popen(call, stdout=target, stderr=target, env=environment), log
@@ -269,52 +266,22 @@ def _tell(found: Search, told: set[tuple[int, int]], report: Callable[[str], Non
 
 
 def work(found: Search, data: Path, report: Callable[[str], None] = print) -> None:
-    """Claim and run trials until every place of every phase is done."""
-    pulse = Pulse(found.path / "workers")
-    try:
-        for phase in range(len(found.space.phases)):
-            trials = found.round(phase)
-            while not trials.finished():
-                if trial := trials.claim(pulse):
-                    _attempt(found, phase, trial, data, report)
-                else:  # the rest is being worked on; it comes back if its worker dies
-                    time.sleep(POLL)
-    finally:
-        pulse.close()
+    """Claim and run trials until every place of every phase is done.
 
-
-def _attempt(found: Search, phase: int, trial: optuna.Trial, data: Path, report: Callable[[str], None]) -> None:
-    """Train one trial and tell its score, computed from the stored predictions of its best weights."""
-    trials, place, metric = found.round(phase), trial.user_attrs["place"], found.space.metric
-    attempt = len(trials.places()[place])
-    name = f"{phase + 1}-{place + 1:03d}" + (f"-again{attempt - 1}" if attempt > 1 else "")
-
-    seen: list[float] = []
-
-    def judge(row: dict[str, Any]) -> None:
-        seen.append(row[f"valid_{metric}"])
-        trial.report(seen[-1], len(seen))
-        if len(seen) < found.space.phases[phase].evaluations and trial.should_prune():
-            raise TrialPruned(f"at evaluation {len(seen)} of {found.space.phases[phase].evaluations}")
-
-    try:
-        trial.set_user_attr("run", name)
+    Raises:
+        Stopped: USR1 or TERM came; the trial's run is saved, and whoever gets its place next goes on with it.
+    """
+    with notice() as came:
+        pulse = pulse_in(found.path / "workers")
         try:
-            about = (f"tracking.group={found.path.name}", f"data.dir={json.dumps(str(data.resolve()))}")
-            settings = found.space.config(trial.params, phase).override(*about)
-            run = loop.train(settings, data, found.path / "trials" / name, report=report, on_evaluation=judge)
-        # what these settings brought about themselves; anything else ends the worker, and the place is given out again
-        except (TrialPruned, ConfigError, DivergedError, torch.OutOfMemoryError) as error:
-            trial.set_user_attr("why", str(error).splitlines()[0])
-            trials.study.tell(trial, state=TrialState.PRUNED)
-            return
-        stored = run.predictions("valid")
-        point = metrics.scores(stored.label, stored.probability, np.ones((1, len(stored.label))))
-        trial.set_user_attr("weights", (run.success or {})["best"])
-        trials.study.tell(trial, float(point[metric][0]), skip_if_finished=True)
-    except UpdateFinishedTrialError:
-        report(f"trial {name}: this process was silent for so long that it was taken for dead; its result is not used")
-
-
-if __name__ == "__main__":
-    work(open_search(Path(sys.argv[1])), Path(sys.argv[2]))
+            for phase in range(len(found.space.phases)):
+                trials = found.round(phase)
+                while not trials.finished():
+                    if came:
+                        raise Stopped(f"{found.path}: told to stop ({came[0]}); another worker goes on with the search")
+                    if trial := trials.claim(pulse):
+                        attempt(trials, trial, data, report)
+                    else:  # the rest is being worked on; it comes back if its worker dies
+                        time.sleep(POLL)
+        finally:
+            pulse.close()

@@ -1,33 +1,36 @@
 """Trials that several processes share: a journal file that survives a kill, signs of life, and exact places.
 
 A study has a fixed number of places. A place is done when one of its trials completed or was pruned; a trial whose
-process died fails, and the place is given out again with the same parameters. Everything goes through one journal file
-and two lock files (`O_EXCL`, right on NFS too), so the processes may sit on several hosts that share a disk.
+process died or was told to stop fails, and the place is given out again with the same parameters. Everything goes
+through one journal file and two lock files (`O_EXCL`, right on NFS too), so the processes may sit on several hosts that
+share a disk.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import torch
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from pcamlib.errors import RunError
+from pcamlib.errors import ConfigError, DivergedError, RunError
 from pcamlib.experiments.space import Space
+from pcamlib.locks import Pulse, lives
+from pcamlib.training import loop, metrics, runs
+from pcamlib.training.notice import Stopped
 
-BEAT = 5.0  # seconds between two signs of life
-STALE = 60.0  # seconds of silence after which a process on another host is taken for dead
 ATTEMPTS = 3  # a place whose processes died this often is given up: it kills them
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -85,56 +88,14 @@ class Journal(JournalFileBackend):
             self._say(f"{self._path}: the last record was torn by a kill ({len(line)} bytes): cut, nothing else lost")
 
 
-class Pulse:
-    """A process's sign of life: a file that it locks and touches every `BEAT` seconds until it closes or dies."""
+def deaths(trials: list[FrozenTrial]) -> int:
+    """How many of a place's trials did not end by themselves: all but those that were told to stop, and did."""
+    return sum(not trial.user_attrs.get("stopped") for trial in trials)
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._path = folder / self.name
-        self._file = open(self._path, "w")  # noqa: SIM115 - lives as long as the process
-        with suppress(OSError):  # no locks on this disk: the touches alone must do
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT):
-            with suppress(OSError):  # a disk that is away for a moment: the next beat tries again
-                self.touch()
-
-    def touch(self) -> float:
-        """Touch the file; returns its time, by the clock of the file system."""
-        os.utime(self._path)
-        return self._path.stat().st_mtime
-
-    def close(self) -> None:
-        """End as one who is done."""
-        self._over.set()
-        self._thread.join()
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-
-    def lives(self, name: str) -> bool:
-        """Whether the process of that name lives.
-
-        On this host its lock tells at once. From another host a lock need not be seen, so the age of its last touch
-        decides, against a touch of our own: both times come from one clock.
-        """
-        path = self._path.with_name(name)
-        try:
-            with open(path, "r+") as file:
-                if name.rsplit("-", 2)[0] == socket.gethostname():
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return False
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        except OSError:  # no locks on this disk
-            pass
-        return self.touch() - path.stat().st_mtime < STALE
+def pulse_in(folder: Path) -> Pulse:
+    """A sign of life under a name that no other process has."""
+    return Pulse(folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
 
 
 class Round:
@@ -157,7 +118,7 @@ class Round:
         report: Callable[[str], None] = print,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self._fixed, self._folder = space, fixed, folder
+        self.space, self.phase, self.folder, self._fixed = space, phase, folder, fixed
         self.total = len(fixed) or space.total(phase)
         storage = JournalStorage(Journal(folder / "journal.jsonl", report))
         name, pruner = f"phase-{phase + 1}", space.pruner.build()
@@ -193,7 +154,7 @@ class Round:
 
     def claim(self, pulse: Pulse) -> optuna.Trial | None:
         """A trial for an open place, its parameters drawn; None where every place is done or being worked on."""
-        with locked(self._folder / "claim", grace=60):  # longer than the journal's, which its holder may wait for
+        with locked(self.folder / "claim", grace=60):  # longer than the journal's, which its holder may wait for
             self._reap(pulse)
             places, distributions = self.places(), self.space.distributions()
             waiting = self.study.get_trials(
@@ -210,14 +171,67 @@ class Round:
             self.study.sampler = self.space.draw(place)
             trial = self.study.ask(distributions)
             trial.set_user_attr("place", place)
-            trial.set_user_attr("worker", pulse.name)
+            trial.set_user_attr("worker", pulse.path.name)
             return trial
 
     def _reap(self, pulse: Pulse) -> None:
         """Fail the running trials of the dead; one that has killed its process too often is pruned for good."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # without a worker: it died between two records of `claim`, which nobody else is in now
-            if "worker" in trial.user_attrs and pulse.lives(trial.user_attrs["worker"]):
+            worker = trial.user_attrs.get("worker")
+            if worker and lives(pulse.path.with_name(worker), pulse.touch):
                 continue
-            attempts = len(self.places().get(trial.user_attrs.get("place", -1), []))
-            self.study.tell(trial.number, state=TrialState.PRUNED if attempts >= ATTEMPTS else TrialState.FAIL)
+            died = deaths(self.places().get(trial.user_attrs.get("place", -1), []))
+            self.study.tell(trial.number, state=TrialState.PRUNED if died >= ATTEMPTS else TrialState.FAIL)
+
+
+def attempt(trials: Round, trial: optuna.Trial, data: Path, report: Callable[[str], None] = print) -> None:
+    """Train one claimed trial and tell its score, computed from the stored predictions of its best weights.
+
+    A trial that was told to stop is saved, and fails; the next one in its place goes on with the same run.
+
+    Raises:
+        Stopped: USR1 or TERM came.
+    """
+    place, length, metric = (
+        trial.user_attrs["place"],
+        trials.space.phases[trials.phase].evaluations,
+        trials.space.metric,
+    )
+    earlier = trials.places()[place][:-1]
+    stopped = bool(earlier) and earlier[-1].user_attrs.get("stopped", False)
+    name = f"{trials.phase + 1}-{place + 1:03d}" + (f"-again{len(earlier)}" if earlier else "")
+    name = earlier[-1].user_attrs["run"] if stopped else name
+    out, seen = trials.folder / "trials" / name, list[float]()
+
+    def judge(row: dict[str, Any]) -> None:
+        seen.append(row[f"valid_{metric}"])
+        trial.report(seen[-1], len(seen))
+        if len(seen) < length and trial.should_prune():
+            raise TrialPruned(f"at evaluation {len(seen)} of {length}")
+
+    try:
+        trial.set_user_attr("run", name)
+        try:
+            about = (f"tracking.group={trials.folder.name}", f"data.dir={json.dumps(str(data.resolve()))}")
+            settings = trials.space.config(trial.params, trials.phase).override(*about)
+            if stopped:
+                for row in runs.open_run(out).metrics():
+                    if f"valid_{metric}" in row:
+                        judge(row)
+            run = loop.train(settings, data, out, resume=stopped, report=report, on_evaluation=judge)
+        # what these settings brought about themselves; anything else ends the worker, and the place is given out again
+        except (TrialPruned, ConfigError, DivergedError, torch.OutOfMemoryError) as error:
+            trial.set_user_attr("why", str(error).splitlines()[0])
+            trials.study.tell(trial, state=TrialState.PRUNED)
+            return
+        except Stopped:
+            trial.set_user_attr("stopped", True)
+            trials.study.tell(trial, state=TrialState.FAIL)
+            raise
+        stored = run.predictions("valid")
+        point = metrics.scores(stored.label, stored.probability, np.ones((1, len(stored.label))))
+        trial.set_user_attr("weights", (run.success or {})["best"])
+        trials.study.tell(trial, float(point[metric][0]), skip_if_finished=True)
+    except UpdateFinishedTrialError:
+        report(f"trial {name}: this process was silent for so long that it was taken for dead; its result is not used")

@@ -15,16 +15,20 @@ from pcamlib import files
 from pcamlib.errors import PcamError
 from pcamlib.sources import ROOT, digests
 
+#: Parameters that say where things lie. The data's fingerprints count, and a node may hold a copy of its own.
+PLACES = ("data_dir", "course_dir", "root")
+
 
 def stamp(path: Path, parameters: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
     """What a run of the notebook `path` rests on; `data` holds a fingerprint for each data set, by name.
 
+    Where the data and the journal lie (`PLACES`) is left out.
     Take it before the run: a file that is edited meanwhile then counts as changed.
     """
     lock = ROOT / "requirements.lock"
     return {
         "sources": digests(path),
-        "parameters": parameters,
+        "parameters": {name: value for name, value in parameters.items() if name not in PLACES},
         "data": data,
         "environment": {
             "requirements.lock": files.sha256_file(lock) if lock.is_file() else None,

@@ -26,6 +26,16 @@ class Resources(Strict):
     gpus: int = Field(0, ge=0)
     time: str = Field("00:30:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="[days-]hours:minutes:seconds")
 
+    @property
+    def seconds(self) -> int:
+        """The time asked for."""
+        return seconds(self.time)
+
+    @property
+    def megabytes(self) -> int:
+        """The memory of each node asked for, in MiB, as Slurm counts."""
+        return int(self.memory[:-1]) * (1024 if self.memory.endswith("G") else 1)
+
     @field_validator("time", mode="before")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
@@ -41,6 +51,15 @@ class Job(Strict):
     timeout: Annotated[float, Field(gt=0, description="seconds for the whole notebook")] = 600.0
     after: list[str] = Field([], description="notebooks that must have run before")
     resources: Resources = Resources()
+
+
+def seconds(text: str) -> int:
+    """Seconds of a time as Slurm writes it: `1-02:00:00`, `02:00:00` or `30:00`."""
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = total * 60 + int(part)
+    return total + int(days or 0) * 86_400
 
 
 def load(name: str, folder: Path = ROOT / "papermill_jobs", notebooks: Path = ROOT / "notebooks") -> dict[str, Job]:

@@ -64,14 +64,19 @@ class World:
         """Arrays of all processes end to end."""
         return np.concatenate(self.gather(values)) if self.size > 1 else values
 
-    def clock(self, seconds: float) -> float:
-        """Process 0's time, which all follow: who stopped a step before the others would leave them waiting."""
+    def clock(self, seconds: float, stop: bool = False) -> tuple[float, bool]:
+        """Process 0's time and whether it was told to stop, which all follow.
+
+        Who stopped a step before the others would leave them waiting.
+        """
         if self.size == 1:
-            return seconds
-        told = torch.tensor(seconds, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+            return seconds, stop
+        told = torch.tensor(
+            [seconds, stop], dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
+        )
         with _connected():
             dist.broadcast(told, 0)
-        return float(told)
+        return float(told[0]), bool(told[1])
 
     def agreed(self, record: dict[str, Any]) -> dict[str, Any]:
         """A provenance record, after a look at those of the others.

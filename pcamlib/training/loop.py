@@ -27,6 +27,7 @@ from pcamlib.errors import CheckpointError, DivergedError, PcamError, RunError
 from pcamlib.files import write_json
 from pcamlib.training import checkpoint, distributed, metrics, runs
 from pcamlib.training.evaluate import evaluate
+from pcamlib.training.notice import Stopped, notice
 from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier, same_normalisation
 from pcamlib.training.tracking import MetricsFile, NullTracker, wandb_tracker
 
@@ -55,6 +56,7 @@ def train(
 
     Raises:
         RunError: `out` is taken, in use, or rests on other data; or the loss is not finite.
+        Stopped: USR1 or TERM came; the step in progress is done and saved.
     """
     with distributed.join(choose_device(config.train.device)) as world:
         said = report if world.leads else lambda line: None
@@ -80,7 +82,11 @@ def _train(
         return run
     state = Training(config, folder)  # before anything is written: bad data leave no run folder behind
     world, record = state.world, state.world.agreed(state.record())
-    with run.lock() if world.leads else nullcontext():
+    with run.lock(report) if world.leads else nullcontext(lambda: None) as check:
+        # nobody looks before process 0 holds the folder: who held it may have gone on until now
+        if world.gather(resume and run.success is not None)[0]:
+            report(f"{run.path}: finished meanwhile")
+            return run
         if resume:
             same_data(run, record)
             if run.last.exists():
@@ -93,15 +99,18 @@ def _train(
             if key.startswith(provenance.PROMISE):
                 report(f"bitwise equality with the first attempt ends here: {key} was {before}, is {after}")
         report(_banner(state, run))
-        try:
-            _steps(state, run, attempt, started, report, on_step, on_evaluation)
-        except BaseException:
-            with suppress(PcamError):  # a full disk is reported by what met it first
-                if world.leads:
-                    runs.end(run, "failed")
-            raise
-        if world.leads:
-            runs.end(run, "ok")
+        with notice() as came:  # to the last line written: TERM often comes twice, from Slurm and from the job's script
+            try:
+                _steps(state, run, attempt, started, came, check, report, on_step, on_evaluation)
+            except BaseException as error:
+                with suppress(PcamError):  # a full disk is reported by what met it first
+                    check()
+                    if world.leads:
+                        runs.end(run, "stopped" if isinstance(error, Stopped) else "failed")
+                raise
+            if world.leads:
+                runs.end(run, "ok")
+            world.gather(None)  # torchrun ends process 0 when another one crashes in leaving
         return run
 
 
@@ -137,11 +146,13 @@ def _steps(
     run: runs.Run,
     attempt: int,
     started: float,
+    came: list[str],
+    check: Callable[[], None],
     report: Callable[[str], None],
     on_step: Callable[[int], None],
     on_evaluation: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Steps, evaluations and checkpoints until the end, then predictions and SUCCESS."""
+    """Steps, evaluations and checkpoints until the end, then predictions and SUCCESS; or until a signal `came`."""
     settings, progress = state.config.train, state.progress
     evaluate_every = settings.evaluate_every or len(state.loader)
     checkpoint_every = settings.checkpoint_every or evaluate_every
@@ -154,32 +165,41 @@ def _steps(
     ):
         while not over:
             for batch in state.loader:
-                elapsed = state.world.clock(earlier + time.monotonic() - started)
+                elapsed, _ = state.world.clock(earlier + time.monotonic() - started)
                 share = max(progress.step / state.total if state.total else 0.0, elapsed / limit)
                 share = replay[progress.step] if replay else min(share, 1.0)
                 row = state.step(batch, share)
                 progress.step += 1
-                progress.elapsed = state.world.clock(earlier + time.monotonic() - started)
+                progress.elapsed, stop = state.world.clock(earlier + time.monotonic() - started, bool(came))
                 row = {"step": progress.step, **row, "epoch": state.loader.epoch}
                 row |= {"progress": share, "seconds": progress.elapsed, "attempt": attempt}
                 over = _over(state)
                 better = False
                 if progress.step % evaluate_every == 0 or over:
-                    row |= _evaluate(state, run)
+                    row |= _evaluate(state, run, check)
                     better = progress.best_step == progress.step
                     report(_line(row, state))
                     over = _over(state)
+                check()
                 log.log(row)
                 copy.log(row)
+                due = progress.step % checkpoint_every == 0 or over or stop
                 # by the clock no step comes again: the best weights must not outlive the steps that led to them
-                if leads and (progress.step % checkpoint_every == 0 or over or (better and settings.time_limit)):
+                if leads and (due or (better and settings.time_limit)):
                     state.save(run.last)
                 on_step(progress.step)
                 if "valid_auc" in row:
                     on_evaluation(row)
                 if over:
                     break
+                if stop:
+                    cause = came[0] if came else "process 0"
+                    raise Stopped(
+                        f"{run.path}: told to stop ({cause}), saved at step {progress.step}; "
+                        f"`pcam resume {run.path}` goes on"
+                    )
     if leads:
+        check()
         _finish(state, run, report)
 
 
@@ -193,7 +213,7 @@ def _over(state: Training) -> bool:
     )
 
 
-def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
+def _evaluate(state: Training, run: runs.Run, check: Callable[[], None]) -> dict[str, float]:
     """Point metrics on the validation split; keeps the weights when they are the best so far."""
     world = state.world
     if world.size > 1 and len(set(world.gather(checkpoint.weights_digest(state.model)))) > 1:
@@ -211,6 +231,7 @@ def _evaluate(state: Training, run: runs.Run) -> dict[str, float]:
     if score > progress.best:
         progress.best, progress.best_step, progress.since_best = score, progress.step, 0
         meta = {**state.header(), "step": progress.step, "valid": found, "fingerprint": state.train.fingerprint}
+        check()
         if world.leads:
             checkpoint.save(run.best, checkpoint.join("model", state.judged.state_dict()), meta)
     return found

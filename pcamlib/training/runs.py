@@ -8,15 +8,14 @@ A folder without SUCCESS did not succeed. Two runs can be compared: the first th
 
 from __future__ import annotations
 
-import fcntl
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pcamlib import provenance
+from pcamlib import locks, provenance
 from pcamlib.config import Config, parse, read_yaml
 from pcamlib.errors import RunError
 from pcamlib.files import read_json, write_json, write_text
@@ -96,21 +95,14 @@ class Run:
         return report
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process: two jobs never write the same run."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / ".lock", "w")  # noqa: SIM115 - closed by the with below
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
-        with handle:
+    def lock(self, report: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
+        """Hold the folder for this process: two jobs never write the same run; yields and raises as `locks.held`."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.path}: another process is writing this run; wait for it or choose --out"
-                ) from None
-            yield
+                check = stack.enter_context(locks.held(self.path, report))
+            except OSError as error:
+                raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
+            yield check
 
 
 def open_run(path: str | Path) -> Run:
@@ -136,7 +128,7 @@ def free(path: str | Path) -> Run:
         raise RunError(f"{path}: already holds a finished run; choose another --out")
     if run.last.exists():
         raise RunError(f"{path}: already holds an unfinished run; `pcam resume {path}` continues it")
-    if run.path.is_dir() and any(run.path.iterdir()) and not (run.path / ".lock").exists():
+    if run.path.is_dir() and any(run.path.iterdir()) and not any(run.path.glob(".lock*")):
         raise RunError(f"{path}: holds something else than a run; choose another --out")
     return run
 

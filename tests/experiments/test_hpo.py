@@ -25,6 +25,7 @@ from pcamlib.errors import ConfigError, DataError, DivergedError, RunError
 from pcamlib.experiments import hpo
 from pcamlib.experiments.space import Space
 from pcamlib.training import loop, metrics, runs
+from pcamlib.training.notice import Stopped
 
 
 def small(**changes: Any) -> Space:
@@ -143,6 +144,36 @@ def test_a_result_of_one_taken_for_dead_is_not_used(
     assert list(found.table()["run"]) == ["1-001-again1"]
 
 
+def test_a_worker_told_to_stop_saves_its_trial_and_the_next_one_goes_on_with_it(
+    synthetic_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = small(phases=[{"trials": 2, "samples": 256, "evaluations": 2}], sampler={"name": "random"})
+    whole = inline(space, synthetic_dir, tmp_path / "whole").table()
+    train, started = loop.train, list[bool]()
+
+    def told(*arguments: Any, **options: Any) -> runs.Run:
+        def on_step(step: int) -> None:
+            if step == 1 + 2 * len(started) and len(started) < 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        started.append(options["resume"])
+        return train(*arguments, **options, on_step=on_step)
+
+    monkeypatch.setattr(loop, "train", told)
+    found = hpo.begin(space, synthetic_dir, tmp_path / "s", quiet)
+    for _ in range(2):
+        with pytest.raises(Stopped, match=r"1-001: told to stop \(SIGUSR1\), saved at step"):
+            hpo.work(found, synthetic_dir, quiet)
+    hpo.work(found, synthetic_dir, quiet)
+    assert started == [False, True, True, False]
+    rows = found.table()
+    assert list(rows["attempts"]) == [3, 1] and list(rows["run"]) == ["1-001", "1-002"]
+    same = ["state", "value", "evaluations", "weights", "optimizer.lr", "loader.batch_size", "why"]
+    assert rows[same].equals(whole[same]), "bitwise what it would have been"
+    assert [path.name for path in sorted((found.path / "trials").iterdir())] == ["1-001", "1-002"]
+    assert not list((found.path / "workers").iterdir())
+
+
 def test_no_completed_trial_is_no_champion(
     synthetic_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +258,7 @@ def test_workers_that_cannot_work_end_the_search_with_their_words(synthetic_dir:
     (tmp_path / "s" / "trials").write_text("no folder")
     with pytest.raises(RunError, match="every worker ended before the search did; the same command goes on"):
         hpo.search(small(), data, tmp_path / "s", 1, said.append)
-    assert any("a worker ended with code 1" in line and "trials" in line for line in said)
+    assert any("a worker ended with code 2 (pcam: " in line and "trials" in line for line in said)
 
 
 def until(what: Callable[[], bool], seconds: float = 200) -> None:
@@ -239,7 +270,7 @@ def until(what: Callable[[], bool], seconds: float = 200) -> None:
 
 
 def workers(found: hpo.Search, data: Path, count: int) -> list[subprocess.Popen[bytes]]:
-    call = [sys.executable, "-m", "pcamlib.experiments.hpo", str(found.path), str(data)]
+    call = [sys.executable, "-m", "pcamlib.cli", "hpo-worker", str(found.path), "--data", str(data)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -18,7 +16,8 @@ from pcamlib.config import validate
 from pcamlib.errors import RunError
 from pcamlib.experiments import trials
 from pcamlib.experiments.space import Space
-from pcamlib.experiments.trials import Journal, Pulse, Round
+from pcamlib.experiments.trials import Journal, Round, pulse_in
+from pcamlib.locks import Pulse
 
 SPACE = validate(
     Space,
@@ -38,7 +37,7 @@ SPACE = validate(
 
 @pytest.fixture
 def pulse(tmp_path: Path) -> Iterator[Pulse]:
-    made = Pulse(tmp_path / "workers")
+    made = pulse_in(tmp_path / "workers")
     yield made
     made.close()
 
@@ -52,7 +51,7 @@ def dead(folder: Path) -> str:
     """The name of a process that claimed to live and died without a word."""
     name = f"{socket.gethostname()}-1-abcdef"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("")
+    (folder / name).write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
     return name
 
 
@@ -96,53 +95,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_cut(tmp_path: P
     assert path.read_bytes() == before
 
 
-# The living and the dead
-
-
-def test_on_one_host_the_lock_tells_at_once(tmp_path: Path, pulse: Pulse) -> None:
-    other = Pulse(tmp_path / "workers")
-    assert pulse.lives(other.name) and pulse.lives(pulse.name)
-    other.close()
-    assert not pulse.lives(other.name)
-    assert not pulse.lives(dead(tmp_path / "workers")) and not pulse.lives("nobody-1-000000")
-
-
-def test_of_another_host_the_age_of_the_last_touch_tells(tmp_path: Path, pulse: Pulse) -> None:
-    far = tmp_path / "workers" / "elsewhere-7-abcdef"
-    far.write_text("")
-    now = pulse.touch()
-    os.utime(far, (now - trials.STALE / 2,) * 2)
-    assert pulse.lives(far.name)
-    os.utime(far, (now - trials.STALE * 2,) * 2)
-    assert not pulse.lives(far.name)
-
-
-def test_where_the_disk_has_no_locks_the_age_tells(
-    tmp_path: Path, pulse: Pulse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: Any) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(trials.fcntl, "flock", none)
-    other = Pulse(tmp_path / "workers")
-    assert pulse.lives(other.name)
-    os.utime(tmp_path / "workers" / other.name, (pulse.touch() - trials.STALE * 2,) * 2)
-    assert not pulse.lives(other.name)
-    other.close()
-
-
-def test_a_living_process_keeps_touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "BEAT", 0.01)
-    made = Pulse(tmp_path)
-    path = tmp_path / made.name
-    os.utime(path, (0, 0))
-    for _ in range(1000):
-        if path.stat().st_mtime > 0:
-            break
-        made._over.wait(0.01)
-    assert path.stat().st_mtime > 0
-    made.close()
-    assert not path.exists()
+# The lock of a claim
 
 
 @pytest.mark.slow
@@ -186,6 +139,20 @@ def test_what_a_dead_process_held_is_given_out_again_with_the_same_parameters(tm
     assert sum(t.state == TrialState.COMPLETE for t in rounds.study.trials) == 5
 
 
+def test_what_stopped_by_itself_does_not_count_as_a_death(tmp_path: Path, pulse: Pulse) -> None:
+    rounds = Round(tmp_path, SPACE, 0, [])
+    for _ in range(2 * trials.ATTEMPTS):
+        trial = rounds.claim(pulse)
+        assert trial and trial.user_attrs["place"] == 0
+        trial.set_user_attr("stopped", True)
+        rounds.study.tell(trial, state=TrialState.FAIL)
+    lost = rounds.claim(pulse)
+    assert lost
+    lost.set_user_attr("worker", dead(tmp_path / "workers"))
+    again = rounds.claim(pulse)
+    assert again and again.user_attrs["place"] == 0 and again.params == lost.params
+
+
 def test_a_place_that_kills_its_processes_is_given_up(tmp_path: Path, pulse: Pulse) -> None:
     rounds = Round(tmp_path, SPACE, 0, [])
     for _ in range(trials.ATTEMPTS):
@@ -211,7 +178,7 @@ def test_a_claim_that_dies_halfway_costs_nothing(tmp_path: Path, pulse: Pulse, r
     path.write_bytes(b"".join(lines[: before + records]))
 
     again = Round(tmp_path, SPACE, 0, [])
-    other = Pulse(tmp_path / "workers")
+    other = pulse_in(tmp_path / "workers")
     pulse.close()
     while trial := again.claim(other):
         told(again, trial)
@@ -246,7 +213,7 @@ def test_a_search_that_was_interrupted_proposes_what_it_would_have(tmp_path: Pat
 
 def claim_all(folder: Path) -> None:
     """What a worker does, without training."""
-    pulse, rounds = Pulse(folder / "workers"), Round(folder, SPACE.sized(trials=12), 0, [])
+    pulse, rounds = pulse_in(folder / "workers"), Round(folder, SPACE.sized(trials=12), 0, [])
     while trial := rounds.claim(pulse):
         rounds.study.tell(trial, 0.5)
     pulse.close()

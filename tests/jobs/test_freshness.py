@@ -48,6 +48,13 @@ def test_a_changed_parameter_or_data_set(done, parameters, data, reason):
     assert is_fresh(output, stamp(path, parameters, data)) == (False, reason)
 
 
+def test_where_things_lie_does_not_count(done):
+    """A job may read a copy of the data on its node; their fingerprints are in `data`."""
+    path, output, _ = done
+    moved = {"seed": 0, "data_dir": "/scratch/7", "course_dir": "", "root": "/home/me"}
+    assert is_fresh(output, stamp(path, moved, DATA)) == (True, "nothing changed")
+
+
 def test_a_changed_source(done):
     path, output, _ = done
     now = stamp(path, {"seed": 0}, DATA)

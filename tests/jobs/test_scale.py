@@ -62,11 +62,16 @@ def test_an_unknown_scale(load):
         load("00_data: {}", "smok")
 
 
+def test_resources_in_units():
+    wanted = scale.Resources(memory="28G", time="1-02:03:04")
+    assert (wanted.megabytes, wanted.seconds) == (28_672, 93_784)
+    assert scale.Resources(memory="900M").megabytes == 900 and scale.seconds("30:00") == 1800
+
+
 @pytest.mark.parametrize("name", ["smoke", "course", "full"])
 def test_the_committed_scales_fit_their_notebooks(name):
     jobs = scale.load(name)
     assert sorted(jobs) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     for stem, job in jobs.items():
         validate_parameters(ROOT / "notebooks" / f"{stem}.ipynb", job.parameters)
-        hours, minutes, seconds = map(int, job.resources.time.split(":"))
-        assert job.timeout < hours * 3600 + minutes * 60 + seconds, "Slurm would kill the job before its own limit"
+        assert job.timeout < job.resources.seconds, "Slurm would kill the job before its own limit"

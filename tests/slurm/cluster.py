@@ -18,11 +18,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 NODES = ("n1", "n2")
 PATIENCE = 60.0  # seconds for the nodes to come up
+#: cred_expire is 120 s by default, for which a requeued job is held back.
 #: KillWait and SlurmdTimeout are 30 and 300 s by default; MinJobAge, 300 s, is how long a finished job is known.
 #: OverMemoryKill stands for the fence that cgroups put around a job's memory.
 CONFIG = """
@@ -32,7 +34,7 @@ SlurmctldPort={ctld}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -86,8 +88,8 @@ class Cluster:
 
     def start(self, cpus: int = 1, memory: int = 8000) -> None:
         """Start every daemon and wait until both nodes are idle; `cpus` and `memory` (MB) of each node."""
-        if missing := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]:
-            raise RuntimeError(f"{', '.join(missing)} not found: `make slurm` installs a local Slurm, on Debian")
+        if lacking := missing():
+            raise RuntimeError(f"{', '.join(lacking)} not found: `make slurm` installs a local Slurm, on Debian")
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         ports = _free_ports(1 + len(NODES))
@@ -108,7 +110,7 @@ class Cluster:
             f"--pid-file={self.folder / 'munged.pid'}", f"--log-file={self.folder / 'munged.log'}",
             f"--seed-file={self.folder / 'munge.seed'}", "--num-threads=2",
         )  # fmt: skip
-        self._wait(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self._wait((self.folder / "munge.socket").exists, "munged")
         self._daemon("slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
@@ -130,13 +132,21 @@ class Cluster:
     def wait(self, jobs: Sequence[str | int], seconds: float, states: Sequence[str] = ()) -> list[str]:
         """Wait until each job is in one of `states` (default: ended); returns their states."""
         wanted = states or ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL")
+        found: list[str] = []
+
+        def reached() -> bool:
+            found[:] = [self.state(job) for job in jobs]
+            return all(state in wanted for state in found)
+
+        self.until(reached, seconds, f"jobs {jobs} in {wanted}")
+        return found
+
+    def until(self, true: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait until something is true; the queue is shown where it does not come."""
         deadline = time.monotonic() + seconds
-        while True:
-            found = [self.state(job) for job in jobs]
-            if all(state in wanted for state in found):
-                return found
+        while not true():
             if time.monotonic() > deadline:
-                raise AssertionError(f"after {seconds:g} s jobs {jobs} are {found}: {self.call('squeue')}")
+                raise AssertionError(f"not after {seconds:g} s: {what}; {self.call('squeue', '--states=all')}")
             time.sleep(0.5)
 
     def stop(self) -> None:
@@ -167,6 +177,11 @@ class Cluster:
             time.sleep(0.2)
 
 
+def missing() -> list[str]:
+    """Programs of a Slurm that this machine lacks."""
+    return [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]
+
+
 def _find(name: str) -> str:
     """Path of a program; daemons lie where a user's PATH may not reach."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
@@ -188,6 +203,8 @@ def _end(process: int) -> None:
         try:
             os.kill(process, sign)
             for _ in range(100):
+                with suppress(ChildProcessError):  # `cluster.py stop` did not start it
+                    os.waitpid(process, os.WNOHANG)  # a child that ended is there until it is waited for
                 os.kill(process, 0)
                 time.sleep(0.1)
         except ProcessLookupError:

@@ -46,9 +46,12 @@ DROPOUT = (*COMMON, "model.dropout_rate=0.2", "optimizer.name=adamw", "optimizer
 
 
 class Spoiled(state.Training):
-    """A training in which something happens: `kill`, `raise`, `drift` at a step of the last process, `nan` in row 7."""
+    """A training in which something happens: `kill`, `raise`, `drift` at a step of the last process, `nan` in row 7.
 
-    what, at = "", 0
+    `notice` is USR1 at a step of the process `whose`.
+    """
+
+    what, at, whose = "", 0, 0
 
     def step(self, batch: Any, progress: float) -> dict[str, float]:
         if (batch.rows == 7).any() and self.what == "nan":
@@ -56,6 +59,8 @@ class Spoiled(state.Training):
             images[batch.rows == 7, 0, 3, 3] = torch.nan
             batch = batch._replace(images=images)
         row = super().step(batch, progress)
+        if self.what == "notice" and self.world.rank == self.whose and self.progress.step + 1 == self.at:
+            os.kill(os.getpid(), signal.SIGUSR1)
         if self.world.rank == self.world.size - 1 and self.progress.step + 1 == self.at:
             if self.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -190,6 +195,20 @@ def test_killed_and_resumed_bitwise(train: Any, tiny: Any, tmp_path: Path, items
     assert train(2, config, tmp_path / "killed", resume=True) == [0, 0]
     same(runs.open_run(tmp_path / "whole"), killed)
     assert [entry["exit"] for entry in killed.provenance["attempts"]] == ["failed", "ok"]
+
+
+def test_told_to_stop_all_stop_at_the_same_step_and_go_on_bitwise(train: Any, tiny: Any, tmp_path: Path) -> None:
+    config = tiny(*DROPOUT, "train.checkpoint_every=100")
+    assert train(2, config, tmp_path / "whole") == [0, 0]
+    assert train(2, config, tmp_path / "told", what="notice", at=4) == [2, 2]
+    for rank in range(2):
+        assert "Stopped: " in said(tmp_path / "told", rank) and "saved at step 4;" in said(tmp_path / "told", rank)
+    told = runs.open_run(tmp_path / "told")
+    assert checkpoint.load(told.last)[1]["progress"]["step"] == 4
+    assert train(2, config, told.path, resume=True) == [0, 0]
+    same(runs.open_run(tmp_path / "whole"), told)
+    assert [entry["exit"] for entry in told.provenance["attempts"]] == ["stopped", "ok"]
+    assert train(2, config, tmp_path / "other", what="notice", at=4, whose=1) == [0, 0], "process 0's word counts"
 
 
 def test_processes_drop_out_apart(started: Any, tmp_path: Path) -> None:
@@ -356,7 +375,7 @@ def test_processes_that_never_met_say_where(monkeypatch: pytest.MonkeyPatch) -> 
 def test_alone_nothing_is_joined() -> None:
     with distributed.join("cpu") as world:
         assert world == distributed.World() and world.leads
-        assert world.gather(3) == [3] and world.clock(1.5) == 1.5
+        assert world.gather(3) == [3] and world.clock(1.5, True) == (1.5, True)
         with world.statistics():  # would need a process group
             torch.nn.BatchNorm1d(3)(torch.ones(2, 3))
 

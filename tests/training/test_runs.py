@@ -53,9 +53,10 @@ def locked(tmp_path: Path) -> Iterator[Path]:
     out = tmp_path / "locked"
     out.mkdir()
     (out / "config.yaml").write_text("seed: 123\n")
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    code = "import sys; from pathlib import Path; from pcamlib.locks import Pulse; "
+    code += "held = Pulse(Path(sys.argv[1])); print(flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, out / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, out / ".lock-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout and process.stdout.readline(), "it holds the lock"
         yield out
@@ -134,7 +135,7 @@ def test_two_processes_never_write_one_run(locked: Path, tiny: Any, data: Path) 
         with pytest.raises(RunError, match="another process is writing this run; wait for it or choose --out"):
             attempt()
     assert (locked / "config.yaml").read_text() == "seed: 123\n", "the other's configuration is untouched"
-    assert {path.name for path in locked.iterdir()} == {"config.yaml", ".lock"}
+    assert {path.name for path in locked.iterdir()} == {"config.yaml", ".lock-1"}
 
 
 def test_a_lock_ends_with_its_process(run: runs.Run) -> None:
