@@ -55,8 +55,11 @@ pcam_requeue() {
     pcam_say "saved before the time limit; back into the queue"
     trap 'exit 0' TERM  # with which Slurm ends this start
     if scontrol requeue "$SLURM_JOB_ID"; then
-        sleep 60 &
-        wait
+        local end=$((SECONDS + 60))
+        while ((SECONDS < end)); do  # TERM reaches each `sleep` too, perhaps before it reaches us
+            sleep 1 &
+            wait "$!" || true
+        done
     fi
     pcam_say "Slurm did not take it back: submit it again, and it goes on" >&2
 }

@@ -72,8 +72,9 @@ def test_submitting_twice_submits_nothing(roots: Roots) -> None:
 def test_a_notebook_that_a_job_runs_is_not_run_again(cluster: Cluster, roots: Roots) -> None:
     first = roots.ids("late")[0]
     cluster.wait([first], 60, ["RUNNING"])
-    log = next((roots.root("late") / "runs" / "slurm").glob("00_data-*.out"))
-    cluster.until(lambda: "cell 1/" in log.read_text(), 60, f"{log} tells of no cell")
+    logs = roots.root("late") / "runs" / "slurm"
+    began = lambda: any("cell 1/" in log.read_text() for log in logs.glob("00_data-*.out"))  # noqa: E731
+    cluster.until(began, 60, f"no log in {logs} tells of a cell")
     scale = ("--scale", roots.folder / "late.yaml", "--root", roots.root("late"), "--data", roots.data)
     code, _, err = roots.pcam("notebook", "run", "00", *scale)
     assert code == 2 and "00_data is being run already into" in err and f"job {first}" in err
