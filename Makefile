@@ -70,7 +70,7 @@ chromium:  ## Chromium from the system's packages, where it is missing and may b
 
 test-slurm: $(READY) slurm  ## a real Slurm of two nodes on this machine: jobs submitted, killed, requeued, resumed
 	@echo "==> slurm"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm tests/slurm
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm -n $(WORKERS) --dist loadfile tests/slurm
 
 slurm:  ## a local Slurm and Ruby from the system's packages, where they are missing and may be installed
 	@for program in slurmctld slurmd munged; do \
