@@ -10,7 +10,7 @@ from cluster import Cluster
 from pcamlib.experiments import benchmark
 from pcamlib.sources import ROOT
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def submit(cluster: Cluster, out: Path, data: Path, partition: str, array: str) -> str:

@@ -18,7 +18,7 @@ from pcamlib.jobs import ledger
 from pcamlib.journal import evidence
 from pcamlib.journal.check import check
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = {"cpus": 1, "memory": "2G", "time": "00:05:00"}
 
 

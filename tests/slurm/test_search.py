@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import SLACK, Cluster
 from optuna.trial import TrialState
 
 from pcamlib.config import validate
@@ -20,7 +20,7 @@ from pcamlib.locks import _read as who
 from pcamlib.sources import ROOT
 from pcamlib.training import runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def space(trials: int, samples: int) -> Space:
@@ -56,7 +56,7 @@ def submit(cluster: Cluster, found: hpo.Search, data: Path, *more: str) -> str:
 
 def until(cluster: Cluster, array: str, reached: Callable[[], bool], seconds: float = 200) -> None:
     """Wait; a task back in the queue starts soon: see test_training."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SLACK * seconds
     while not reached():
         assert time.monotonic() < deadline, cluster.call("squeue")
         waiting = cluster.call("squeue", "-h", "-r", "-j", array, "-t", "PD", "-o", "%A %r", check=False)

@@ -13,7 +13,7 @@ from pcamlib.experiments.hpo import open_search
 from pcamlib.files import read_json
 from pcamlib.jobs import ledger
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 SPACE = """
 base: mlp
 metric: auc

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from cluster import Cluster
+from cluster import SLACK, Cluster
 from training.conftest import TINY, write_split
 
 from pcamlib.config import parse
 from pcamlib.sources import ROOT
 from pcamlib.training import probe, runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 STEPS = 10_000  # a step takes 1 to 3 ms
 SETTINGS = {**TINY, "loader": {"batch_size": 32, "augment": ["d4"]}, "schedule": {"name": "onecycle"}}
 
@@ -56,7 +56,7 @@ class Job:
 
         Started again within a second it would be killed: the node takes its new credential for the one revoked.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + SLACK * seconds
         while not reached():
             assert time.monotonic() < deadline, f"{self.cluster.call('squeue')}\n{self.text()}"
             if self.cluster.call("squeue", "-h", "-j", self.number, "-t", "PD", "-o", "%r", check=False) == "BeginTime":
@@ -169,7 +169,7 @@ def mended(cluster: Cluster) -> Iterator[Callable[[str], None]]:
     yield lose
     for node in lost:
         cluster.start_node(node)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + SLACK * 60
         while "idle" not in cluster.call("sinfo", "-h", "-n", node, "-p", "thin_course", "-o", "%T"):
             cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
             assert time.monotonic() < deadline
