@@ -182,7 +182,7 @@ def test_training_is_forecast_submitted_once_and_defended(
     played: Played, synthetic_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forecast = Forecast(60.0, 50.0, 70.0, 1.0, 2.0, 2**28, 0, "1 threads of X")
-    monkeypatch.setattr(runs, "probe", lambda config, data, seconds: forecast)
+    monkeypatch.setattr(runs, "probe", lambda config, data: forecast)
     said: list[str] = []
 
     def train(*overrides: str, **more: Any) -> list[graph.Line]:

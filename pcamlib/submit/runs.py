@@ -24,8 +24,6 @@ from pcamlib.sources import ROOT
 from pcamlib.submit.graph import Line, Report, Step, logs_of, submit
 from pcamlib.training.probe import probe
 
-LOOK = 10.0  # seconds of training on the login node, for a forecast
-
 
 def train(
     site: str, recipe: str, overrides: Sequence[str], out: Path, resources: dict[str, Any], *, nodes: int = 1,
@@ -66,7 +64,7 @@ def train(
 
     def fits() -> None:
         threads = settings.train.threads or min(wanted.cpus, seeding.cores())
-        forecast = probe(settings.override(f"train.threads={threads}"), folder, LOOK)
+        forecast = probe(settings.override(f"train.threads={threads}"), folder)
         report(f"forecast: {forecast.text()}")
         forecast.refuse(wanted.seconds, wanted.megabytes * 2**20)
 

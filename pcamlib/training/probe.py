@@ -28,6 +28,7 @@ from pcamlib import provenance
 from pcamlib.config import Config
 from pcamlib.data.loader import Batch, Loader
 from pcamlib.errors import RunError
+from pcamlib.jobs.scale import seconds as slurm_seconds
 from pcamlib.training import distributed, metrics
 from pcamlib.training.evaluate import predict
 from pcamlib.training.state import Training, choose_device
@@ -245,6 +246,4 @@ def span(text: str) -> float | None:
     """Seconds of Slurm's `[D-][[HH:]MM:]SS`; None for UNLIMITED, INVALID and nothing."""
     if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", text):
         return None
-    days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    return 86400 * int(days or 0) + sum(value * 60**place for place, value in enumerate(reversed(parts)))
+    return float(slurm_seconds(text))
