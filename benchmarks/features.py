@@ -23,11 +23,10 @@ from matplotlib.colors import rgb_to_hsv
 from scipy import ndimage, stats
 
 from pcamlib import seeding
-from pcamlib.data import scan
+from pcamlib.data import measure, scan
 from pcamlib.data.augment import STAINS
 from pcamlib.data.patches import open_split
 from pcamlib.data.synthetic import generate
-from pcamlib.experiments import measure
 
 UNMIX = np.linalg.inv(STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True))
 CENTRE = np.zeros((96, 96), bool)

@@ -12,11 +12,11 @@ import traceback
 
 import typer
 
-from pcamlib.cli import benchmark, cluster, data, environment, journal, training
+from pcamlib.cli import benchmark, cluster, data, environment, journal, serving, training
 from pcamlib.errors import PcamError
 
 app = typer.Typer(help="The PCam research journal.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for part in (data, training, journal, benchmark, cluster, environment):
+for part in (data, training, journal, benchmark, cluster, environment, serving):
     app.add_typer(part.commands)  # without a name: its commands become commands of `pcam`
 
 

@@ -12,28 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
 
 from pcamlib.experiments.threshold import halves
 from pcamlib.training import metrics
-
-_CLIP = 1e-7  # as in metrics: a logit of 16
-
-
-def scaled(probability: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Probabilities with their logits divided by a temperature."""
-    return expit(logit(np.clip(probability, _CLIP, 1 - _CLIP)) / temperature)
-
-
-def temperature(labels: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature with the least NLL, between 1/20 and 20."""
-
-    def loss(log_t: float) -> float:
-        p = np.clip(scaled(probability, np.exp(log_t)), _CLIP, 1 - _CLIP)
-        return float(-np.where(labels == 1, np.log(p), np.log1p(-p)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded").x))
+from pcamlib.training.decision import scaled, temperature
 
 
 def crossed(labels: np.ndarray, probability: np.ndarray, seed: int = 0) -> tuple[np.ndarray, list[float]]:

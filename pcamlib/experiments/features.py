@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from scipy.cluster.vq import kmeans2, vq
 
+from pcamlib.data import measure
 from pcamlib.data.convert import FLAGS
 from pcamlib.data.patches import Patches
 from pcamlib.data.slides import read_slides
 from pcamlib.errors import DataError, nearest
-from pcamlib.experiments import measure
 from pcamlib.training.evaluate import Predictions
 
 #: number: ordered; group: a class without order, such as a slide; flag: 0 or 1.

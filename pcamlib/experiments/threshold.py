@@ -6,7 +6,7 @@ the threshold chosen on the other half, and the counts are added up; the thresho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,43 +15,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from pcamlib.training import metrics
+from pcamlib.training.decision import Rule, choose, cost, f_beta, sweep
 from pcamlib.training.evaluate import Predictions
-
-#: Loss of (true positives, false positives, positives, negatives), to be minimised; arrays of one shape.
-Rule = Callable[[Any, Any, Any, Any], Any]
-
-
-def f_beta(beta: float) -> Rule:
-    """One minus F-beta: recall counts beta times as much as precision."""
-    square = beta * beta
-    return lambda tp, fp, positive, negative: 1 - (1 + square) * tp / (square * positive + tp + fp)
-
-
-def cost(ratio: float) -> Rule:
-    """Cost a patch, in false alarms, when a missed tumour costs `ratio` of them."""
-    return lambda tp, fp, positive, negative: (ratio * (positive - tp) + fp) / (positive + negative)
-
-
-def sweep(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every threshold that calls another set of patches, and what it calls.
-
-    Returns:
-        (K,) thresholds, falling, halfway between neighbouring probabilities, from just above 1 (none) to 0 (all);
-        (K,) true and (K,) false positives at `probability >= threshold`.
-    """
-    values, inverse = np.unique(-probability, return_inverse=True)
-    true = np.bincount(inverse, labels, len(values)).cumsum()
-    false = np.bincount(inverse, 1 - labels.astype(float), len(values)).cumsum()
-    values = -values
-    cuts = np.append((values[:-1] + values[1:]) / 2, 0.0)
-    return np.append(np.nextafter(1.0, 2.0), cuts), np.append(0.0, true), np.append(0.0, false)
-
-
-def choose(labels: np.ndarray, probability: np.ndarray, rule: Rule) -> float:
-    """The threshold with the least loss; of equal ones the highest."""
-    cuts, true, false = sweep(labels, probability)
-    positive = float(labels.sum())
-    return float(cuts[np.argmin(rule(true, false, positive, len(labels) - positive))])
 
 
 def halves(labels: np.ndarray, seed: int = 0) -> np.ndarray:

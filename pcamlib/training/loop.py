@@ -26,6 +26,7 @@ from pcamlib.data.patches import open_split
 from pcamlib.errors import CheckpointError, DivergedError, PcamError, RunError
 from pcamlib.files import write_json
 from pcamlib.training import checkpoint, distributed, metrics, runs
+from pcamlib.training.decision import inscribe
 from pcamlib.training.evaluate import evaluate
 from pcamlib.training.notice import Stopped, notice
 from pcamlib.training.state import Training, choose_device, choose_precision, load_classifier, same_normalisation
@@ -252,6 +253,7 @@ def _finish(state: Training, run: runs.Run, report: Callable[[str], None]) -> No
     progress = state.progress
     predictions = evaluate(model, state.valid, precision=state.precision, device=state.device)
     result = run.save_predictions(predictions, "valid", progress.evaluations)
+    inscribe(run, predictions, result, state.precision)
     for sentence in result["alarms"]:
         report(f"  ALARM {sentence}")
     digests = {"weights": final, "best": checkpoint.weights_digest(model), "best_step": progress.best_step}

@@ -10,12 +10,13 @@ import pytest
 from matplotlib.colors import rgb_to_hsv
 from scipy import ndimage, stats
 
+from pcamlib.data import measure
 from pcamlib.data.augment import STAINS
 from pcamlib.data.patches import Patches, mask_path, open_split
 from pcamlib.data.slides import read_slides
 from pcamlib.data.synthetic import generate
 from pcamlib.errors import DataError
-from pcamlib.experiments import features, measure
+from pcamlib.experiments import features
 from pcamlib.experiments.features import Column, Features
 from pcamlib.files import write_json
 from pcamlib.training.evaluate import Predictions
