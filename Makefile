@@ -118,7 +118,7 @@ $(READY): requirements.lock pyproject.toml
 lock:  ## newest versions that pyproject.toml allows -> requirements.lock
 	@echo "==> installing the newest versions into build/lock, then writing requirements.lock"
 	@rm -rf build && $(PYTHON) -m venv build/lock
-	@PYTHONUNBUFFERED=1 build/lock/bin/pip install --upgrade ".[dev,serve]" | { $(QUIETLY); }
+	@PYTHONUNBUFFERED=1 build/lock/bin/pip install --upgrade ".[dev,serve,docs]" | { $(QUIETLY); }
 	@{ grep '^#' requirements.lock; \
 		{ build/lock/bin/pip freeze --all --exclude pip --exclude wheel --exclude pcamlib \
 			| grep -Ev '^(nvidia-|cuda-|triton==)' | sed 's/+[^ ]*//'; grep ' ; ' requirements.lock; } \

@@ -97,7 +97,7 @@ def breaches(root: Path) -> list[str]:
 
 def test_every_direct_dependency_is_locked_within_its_bound() -> None:
     versions = lock()
-    for requirement in direct("dev", "serve"):
+    for requirement in direct("dev", "serve", "docs"):
         assert name(requirement) in versions, f"{requirement.name} is missing in requirements.lock: make lock"
         assert requirement.specifier.contains(versions[name(requirement)], prereleases=True), requirement
 
@@ -110,7 +110,7 @@ def test_everything_locked_is_exact() -> None:
 
 
 def test_what_an_installed_dependency_needs_is_locked_too() -> None:
-    versions, todo, seen = lock(), direct("dev", "serve"), set()
+    versions, todo, seen = lock(), direct("dev", "serve", "docs"), set()
     while todo:
         requirement = todo.pop()
         if name(requirement) in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
@@ -127,9 +127,9 @@ def test_conda_users_get_the_same_versions() -> None:
     assert environment["name"] == "pcam"
     assert environment["dependencies"][:2] == ["python=3.11", "pip"]
     pins = [Requirement(line) for line in environment["dependencies"][2]["pip"]]
-    assert [name(pin) for pin in pins] == [name(requirement) for requirement in direct("dev")]
+    assert [name(pin) for pin in pins] == [name(requirement) for requirement in direct("dev", "serve")]
     assert {name(pin): str(pin.specifier) for pin in pins} == {
-        name(requirement): f"=={lock()[name(requirement)]}" for requirement in direct("dev")
+        name(requirement): f"=={lock()[name(requirement)]}" for requirement in direct("dev", "serve")
     }
 
 

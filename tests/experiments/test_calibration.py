@@ -22,9 +22,3 @@ def test_temperature_undoes_a_known_one() -> None:
     curve = calibration.reliability(label, after)
     assert np.abs(np.subtract(curve["said"], curve["is"])).max() < 0.08 and sum(curve["patches"]) == 8000
     assert len(calibration.plot({"before": curve, "after": curve}).axes) == 4
-
-
-def test_temperature_of_certain_and_wrong_answers_stays_finite() -> None:
-    label = np.array([0, 1, 0, 1] * 10)
-    assert 1 < calibration.temperature(label, np.where(np.arange(40) % 8 < 6, label, 1 - label).astype(float)) <= 20.1
-    assert calibration.temperature(label, label.astype(float)) < 1

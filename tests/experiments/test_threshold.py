@@ -17,37 +17,6 @@ def scored(n: int = 600, gap: float = 1.5, seed: int = 0) -> Predictions:
     return Predictions("valid", "f" * 64, np.arange(n), label, probability)
 
 
-@pytest.mark.parametrize("rule", [threshold.f_beta(2), threshold.f_beta(0.5), threshold.cost(10), threshold.cost(0.2)])
-def test_the_chosen_threshold_is_the_best_of_all(rule: threshold.Rule) -> None:
-    p = scored(200)
-    p = Predictions(p.split, p.fingerprint, p.index, p.label, np.round(p.probability, 2))  # ties
-
-    def loss(cut: float) -> float:
-        n = metrics.confusion(p.label, p.probability, cut)
-        return rule(n["tp"], n["fp"], n["tp"] + n["fn"], n["tn"] + n["fp"])
-
-    best = min(loss(cut) for cut in np.linspace(0, 1.01, 2021))
-    assert loss(threshold.choose(p.label, p.probability, rule)) == pytest.approx(best)
-
-
-def test_the_sweep_counts_what_each_threshold_calls() -> None:
-    label, probability = np.array([1, 0, 1, 0]), np.array([0.9, 0.5, 0.5, 0.1])
-    cuts, true, false = threshold.sweep(label, probability)
-    assert cuts.tolist() == pytest.approx([1.0, 0.7, 0.3, 0.0])
-    assert true.tolist() == [0, 1, 2, 2] and false.tolist() == [0, 0, 1, 2]
-    for cut, tp, fp in zip(cuts, true, false, strict=True):
-        assert ((probability >= cut) & (label == 1)).sum() == tp and ((probability >= cut) & (label == 0)).sum() == fp
-
-
-def test_f_beta_and_cost_are_those_of_the_metrics() -> None:
-    p = scored()
-    n = metrics.confusion(p.label, p.probability)
-    counts = (n["tp"], n["fp"], n["tp"] + n["fn"], n["tn"] + n["fp"])
-    f2 = metrics.scores(p.label, p.probability, np.ones((1, len(p.label))))["f2"][0]
-    assert 1 - threshold.f_beta(2)(*counts) == pytest.approx(f2)
-    assert threshold.cost(7)(*counts) == pytest.approx((7 * n["fn"] + n["fp"]) / len(p.label))
-
-
 def test_halves_are_even_in_both_classes_and_cover_all() -> None:
     label = scored(501).label
     half = threshold.halves(label, seed=3)
