@@ -1,7 +1,8 @@
-"""A model as ONNX: exported with any number of patches a batch, quantised to int8, run by ONNX Runtime.
+"""A model as ONNX: exported with any number of patches a batch, halved or quantised to int8, run by ONNX Runtime.
 
     exported = onnx.export(model)
-    small = onnx.quantize(exported, images)             # images: (N, 3, 96, 96) uint8, for calibration
+    half, small = onnx.half(exported), onnx.quantize(exported, images)      # images: (N, 3, 96, 96) uint8
+    labelled = onnx.inscribe(small, {"threshold": 0.3})                     # read back by `onnx.inscription`
     onnx.logits(onnx.session(small, threads=2), images)
 
 Crop, pooling and normalisation are part of the graph: raw uint8 patches go in, two logits come out.
@@ -9,6 +10,7 @@ Crop, pooling and normalisation are part of the graph: raw uint8 patches go in, 
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import warnings
@@ -89,6 +91,35 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
             folded, small, Reader(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
         )
         return small.read_bytes()
+
+
+def half(model: bytes) -> bytes:
+    """A model that holds weights and computes in float16; patches stay uint8, logits float32.
+
+    Raises:
+        OnnxError: `model` is no ONNX model.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
+
+    session(model)
+    with _quiet():
+        made: bytes = convert_float_to_float16(onnx.load_from_string(model), keep_io_types=True).SerializeToString()
+    return made
+
+
+def inscribe(model: bytes, about: dict[str, Any]) -> bytes:
+    """The model with facts in its `metadata_props`, each value as JSON."""
+    import onnx
+
+    told = onnx.load_from_string(model)
+    onnx.helper.set_model_props(told, {name: json.dumps(value, sort_keys=True) for name, value in about.items()})
+    return told.SerializeToString()
+
+
+def inscription(model: InferenceSession) -> dict[str, Any]:
+    """What `inscribe` wrote into a model."""
+    return {name: json.loads(value) for name, value in model.get_modelmeta().custom_metadata_map.items()}
 
 
 def session(model: bytes, threads: int = 1) -> InferenceSession:

@@ -1,0 +1,1 @@
+"""What `pcam bundle` copies onto every stick: nothing here imports the library."""
