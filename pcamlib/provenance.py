@@ -48,7 +48,7 @@ def git(*arguments: str, root: Path = ROOT) -> str | None:
 
 def git_state(root: Path = ROOT) -> dict[str, Any]:
     """`commit`, and `dirty`: SHA-256 of the uncommitted changes to tracked files (None when clean or without git)."""
-    changes = git("diff", "HEAD", "--", ".", ":!JOURNAL.md", ":!assets", ":!journal/evidence", root=root)
+    changes = git("diff", "HEAD", "--", ".", ":!JOURNAL*.md", ":!assets", ":!journal/evidence", root=root)
     return {
         "commit": git("rev-parse", "HEAD", root=root),
         "dirty": hashlib.sha256(changes.encode()).hexdigest() if changes else None,

@@ -31,15 +31,14 @@ def submit_journal(
     scale: ScaleOption = "course",
     data: DataOption = None,
     root: RootOption = ROOT,
-    name: str = "assignment_2",
     partition: PartitionOption = None,
     dry_run: DryOption = False,
 ) -> None:
-    """Submit what is stale of the journal: a job a notebook, each after those it needs, then one that renders."""
+    """Submit what is stale of the journals: a job a notebook, each after those it needs, then one that renders."""
     from pcamlib.submit import graph
     from pcamlib.submit.journal import journal
 
-    lines = journal(site, scale, root=root, data=data, name=name, partition=partition, dry_run=dry_run)
+    lines = journal(site, scale, root=root, data=data, partition=partition, dry_run=dry_run)
     print(graph.text(lines))
 
 

@@ -1,8 +1,9 @@
-"""What the journal quotes from the repository as it is now: source code, README headings, git history."""
+"""What the journal quotes from the repository as it is now: source code, settings, README headings, git history."""
 
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,21 @@ def code(root: Path, file: str, name: str) -> str:
     first, last = found[name]
     quoted = textwrap.dedent("\n".join(text.splitlines()[first - 1 : last]))
     return f"```python\n{quoted}\n```\n\n<sub>[{file}:{first}]({file}#L{first}) `{name}`</sub>"
+
+
+def found(root: Path, file: str, pattern: str, between: str = ", ") -> str:
+    """What the first group of a pattern matches in a file as it is now, each once; for settings that a text quotes.
+
+    Raises:
+        EvidenceError: no such file, or nothing in it matches.
+    """
+    path = find(root, file)
+    if not path.is_file():
+        raise EvidenceError(f"{file}: no such file to quote")
+    matches = re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    if not matches:
+        raise EvidenceError(f"{file}: nothing matches '{pattern}'")
+    return between.join(dict.fromkeys(matches))
 
 
 def heading(root: Path, word: str) -> str:

@@ -1,68 +1,41 @@
-"""Evidence, prose and sources -> JOURNAL.md, and JOURNAL.html that stands alone.
+"""Evidence, prose and sources -> JOURNAL.md, and JOURNAL.html that stands alone; a pair of files for each journal.
 
 A template asks for evidence by key, `{{ table("data.splits") }}`; whatever is not there yet becomes a visible open
-place. A template may call the public methods of `Page`, and `code`, `heading`, `git_graph` and `git_facts` of `quotes`.
+place. A template may call the public methods of `Page`, and the functions of `quotes`.
 """
 
 from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from pcamlib.config import Strict, read_yaml, validate
-from pcamlib.errors import ConfigError, EvidenceError, nearest
-from pcamlib.files import write_text
-from pcamlib.journal import quotes
+from pcamlib.errors import EvidenceError, nearest
+from pcamlib.files import read_json, write_text
+from pcamlib.journal import boxes, draft, head, page, quotes
 from pcamlib.journal.claims import Evidence, Row, show
-from pcamlib.journal.evidence import find, records
-from pcamlib.journal.page import OPEN, html
+from pcamlib.journal.evidence import records
+from pcamlib.journal.group import read_group
+from pcamlib.journal.page import OPEN
 from pcamlib.sources import ROOT
 
 #: What surrounds text taken from git: it changes with every commit, so `check` does not compare it.
 GIT = ("<!-- from git -->", "<!-- end of git -->")
 
 
-class Member(Strict):
-    """A student."""
-
-    name: str = ""
-    id: str = ""
-
-
-class Group(Strict):
-    """`journal/group.yaml`; an empty string is a place still to be filled."""
-
-    number: str | int = ""
-    members: list[Member] = []  # noqa: RUF012  # pydantic copies it
-    repository: str = ""
-    base: str = ""
-
-
-def read_group(root: Path) -> Group:
-    """The group of `root`.
-
-    Raises:
-        ConfigError: an unknown key or a wrong type in journal/group.yaml.
-    """
-    try:
-        return validate(Group, read_yaml(find(root, "journal/group.yaml")))
-    except ConfigError as error:
-        raise ConfigError(f"journal/group.yaml: {error}") from None
-
-
 class Page:
     """One rendering: what a template may call, and which keys it quoted since the last evidence line."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str) -> None:
         self._root, self.group = root, read_group(root)
         self._records = records(root)
         self._claims = {claim.key: claim for record in self._records.values() for claim in record.evidence}
+        self._boxes = boxes.boxes(root, name, self._claims)
         self._quoted: dict[str, None] = {}
         self._jinja = jinja2.Environment(
             loader=jinja2.FileSystemLoader([root / "journal", ROOT / "journal"]),
@@ -72,7 +45,8 @@ class Page:
             lstrip_blocks=True,
         )
         self._jinja.globals = {name: getattr(self, name) for name in dir(self) if not name.startswith("_")}
-        for function in (quotes.code, quotes.heading, quotes.git_graph, quotes.git_facts):
+        self._jinja.globals["show"] = show
+        for function in (quotes.code, quotes.found, quotes.heading, quotes.git_graph, quotes.git_facts):
             self._jinja.globals[function.__name__] = partial(function, root)
 
     def text(self, template: str) -> str:
@@ -175,6 +149,10 @@ class Page:
         alternative = re.sub(r"[\[\]]", "", claim.caption)
         return f"![{alternative}]({claim.image})\n\n*{caption}*\n\n{self.evidence(key)}"
 
+    def series(self, key: str) -> dict[str, Any]:
+        """What a figure was drawn from, series by series, for a text that reads it; empty where there is none."""
+        return read_json(self._root / self._quote(key).data)["series"] if key in self._claims else {}
+
     def evidence(self, *keys: str) -> str:
         """The small line that leads from numbers to runs; without keys, for all quoted since the last such line."""
         claims = [self._claims[key] for key in keys or self._quoted if key in self._claims]
@@ -221,37 +199,9 @@ class Page:
     # --- the rest of the page -----------------------------------------------------------------------------------
 
     def head(self) -> str:
-        """What the journal rests on: synthetic or real data, fingerprints, commit, date, hardware, how to remake."""
+        """What the journal rests on, as `head.head` says it."""
         made = list(self._records.values())
-        if not made:
-            return self.open("No notebook has left evidence yet; `make journal` runs them.")
-        origins = [record.provenance for record in made]
-        synthetic = [record.notebook for record in made if record.synthetic]
-        lines = []
-        if synthetic:
-            scope = "" if len(synthetic) == len(made) else f" in {', '.join(synthetic)}"
-            lines.append(f"**SYNTHETIC DATA{scope}.** Generated patches, not tissue: no score here speaks of patients.")
-        data = {f"{split} `{mark[:12]}`": None for origin in origins for split, mark in origin["data"].items()}
-        machines = [
-            f"{o['machine']['device_name']}, {show(o['machine']['threads'])} threads, torch {o['torch']}"
-            for o in origins
-        ]
-        jobs = dict.fromkeys(record.job for record in made if record.job)
-        last = max(record.executed for record in made)
-        lines += [
-            f"Evidence of {len(made)} notebooks, executed up to {last[:16].replace('T', ' ')} UTC.",
-            f"Data: {', '.join(data)}.",
-            f"Code: {'; '.join(dict.fromkeys(record.commit for record in made))}.",
-            f"Hardware: {'; '.join(dict.fromkeys(machines))}.",
-            *(
-                [f"Slurm: {'; '.join(jobs)}."]
-                if (jobs := dict.fromkeys(record.job for record in made if record.job))
-                else []
-            ),
-            "`make journal` runs the notebooks whose sources or data changed and writes this page again; "
-            "answers are changed in `journal/`, not here.",
-        ]
-        return "\n>\n".join(f"> {line}" for line in lines)
+        return head.head(made) if made else self.open("No notebook has left evidence yet; `make journal` runs them.")
 
     def members(self) -> str:
         """The group's members as `name (id)`, or nothing."""
@@ -262,10 +212,25 @@ class Page:
         path = self._root / "journal" / "prose" / f"{name}.md"
         if not path.is_file() or not path.read_text(encoding="utf-8").strip():
             return self.open(reason + f" Write it in `journal/prose/{name}.md`.") if reason else ""
+        return self._cited(self._jinja.get_template(f"prose/{name}.md").render)
+
+    def draft(self, name: str, caller: Callable[[], str]) -> str:
+        """The text that people wrote in journal/prose/NAME.md; without it that of the call block, marked as a draft."""
+        mark = f"> {draft.SHOWN} To change or approve it: `pcam journal draft {name}`."
+        return (self.prose(name) or f"{mark}\n\n{self._cited(caller)}") + "\n"  # a block's end eats one newline
+
+    def _cited(self, text: Callable[[], str]) -> str:
+        """A text, and below it the line that leads from the evidence it quoted to the runs."""
         outer, self._quoted = self._quoted, {}
-        text = self._jinja.get_template(f"prose/{name}.md").render().strip()
+        said = text().strip()
         line, self._quoted = self.evidence(), outer
-        return f"{text}\n\n{line}" if line else text
+        return f"{said}\n\n{line}" if line else said
+
+    def box(self, name: str) -> str:
+        """The mark of a checklist's box: `x` where its check passes, else a space."""
+        if name not in self._boxes:
+            raise EvidenceError(f"no box is named '{name}'{nearest(name, self._boxes)}")
+        return "x" if self._boxes[name].ticked else " "
 
     def open(self, reason: str) -> str:
         """A visible place that still needs an answer."""
@@ -278,16 +243,22 @@ class Page:
 
 def markdown_text(name: str, root: str | Path) -> str:
     """The journal `name` (a form in journal/templates) as Markdown; errors as in `Page.text`."""
-    return Page(Path(root)).text(f"templates/{name}.md.j2")
+    return Page(Path(root), name).text(f"templates/{name}.md.j2")
 
 
-def render(name: str = "assignment_2", root: str | Path = ROOT) -> tuple[Path, Path]:
-    """Write JOURNAL.md and JOURNAL.html in `root`, and return their paths; errors as in `Page.text`."""
+def output(name: str) -> str:
+    """The file that a journal is rendered to: at the root, since its images are relative to it."""
+    return "JOURNAL.md" if name == draft.NAMES[0] else f"JOURNAL_{name}.md"
+
+
+def render(name: str = draft.NAMES[0], root: str | Path = ROOT) -> tuple[Path, Path]:
+    """Write a journal as Markdown and as a page in `root`, and return their paths; errors as in `Page.text`."""
     root = Path(root)
     text = markdown_text(name, root)
-    write_text(root / "JOURNAL.md", text)
-    write_text(root / "JOURNAL.html", html(text, root))
-    return root / "JOURNAL.md", root / "JOURNAL.html"
+    written = root / output(name)
+    write_text(written, text)
+    write_text(written.with_suffix(".html"), page.html(text, root))
+    return written, written.with_suffix(".html")
 
 
 def _place(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The journal as Slurm jobs: a stale notebook each, after those it needs, and last one that renders and checks.
+"""The journals as Slurm jobs: a stale notebook each, after those it needs, and last one that renders and checks.
 
 pcam submit journal --site snellius --scale course [--dry-run]
 
@@ -19,13 +19,14 @@ from pcamlib.jobs import slurm
 from pcamlib.jobs.scale import Resources
 from pcamlib.jobs.slurm import Request
 from pcamlib.journal.check import check
+from pcamlib.journal.draft import NAMES
 from pcamlib.sources import ROOT
 from pcamlib.submit.graph import Line, Report, Step, logs_of, submit
 
 
 def journal(
-    site: str, scale: str, *, root: Path = ROOT, data: str | None = None, name: str = "assignment_2",
-    partition: str | None = None, dry_run: bool = False, report: Report = print,
+    site: str, scale: str, *, root: Path = ROOT, data: str | None = None, partition: str | None = None,
+    dry_run: bool = False, report: Report = print,
 ) -> list[Line]:  # fmt: skip
     """Submit the stale notebooks of a scale, each after those it needs, and last a job that renders and checks.
 
@@ -43,7 +44,7 @@ def journal(
     chosen = data or os.environ.get("PCAM_DATA")
     more = ("--root", str(root), *(("--data", str(data_folder(data).resolve())) if chosen else ()))
     goes = ("--partition", partition) if partition else ()
-    again = ["pcam", "submit", "journal", "--site", site, "--scale", where, "--name", name, *more, *goes]
+    again = ["pcam", "submit", "journal", "--site", site, "--scale", where, *more, *goes]
     steps, asked = [], where if of_its_own else f"papermill_jobs/{scale}.yaml"
 
     def request(script: str, job: str, arguments: Sequence[str], resources: Resources) -> Request:
@@ -57,8 +58,8 @@ def journal(
             steps.append(Step(job, task.output, tuple(task.job.after), basis=digest(task.stamp())))
         else:
             report(f"{stem}  up to date")
-    if steps or any(finding.kind == "journal" for finding in check(root, name)):
+    if steps or any(finding.kind == "journal" for name in NAMES for finding in check(root, name)):
         small = Resources(cpus=1, memory="2G", time="00:10:00")
-        page = request("journal.sbatch", "journal", ("--name", name, "--root", str(root)), small)
+        page = request("journal.sbatch", "journal", ("--root", str(root)), small)
         steps.append(Step(page, root / "JOURNAL.md", tuple(step.request.name for step in steps)))
     return submit(steps, logs_of(root), shlex.join(again), dry_run, report)

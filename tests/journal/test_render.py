@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 from journal_evidence import DATA, data_evidence, reproducibility_evidence
 
-from pcamlib.errors import ConfigError, EvidenceError
+from pcamlib.errors import ConfigError, EvidenceError, PcamError
+from pcamlib.journal.draft import NAMES
 from pcamlib.journal.evidence import Recorder
+from pcamlib.journal.page import pdf
 from pcamlib.journal.render import GIT, OPEN, markdown_text, render
 from pcamlib.sources import ROOT
 
-FORM = ROOT / "journal" / "templates" / "assignment_2.md"
+FORMS = ROOT / "journal" / "templates"
 
 
 def prose(root: Path, name: str, text: str) -> None:
@@ -40,10 +43,13 @@ def landmarks(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("with_evidence", [False, True])
-def test_every_landmark_of_the_form_stands_in_order(root: Path, complete: Path, with_evidence: bool) -> None:
-    rendered = iter(landmarks(markdown_text("assignment_2", complete if with_evidence else root)))
-    wanted = landmarks(FORM.read_text())
-    assert len(wanted) == 68
+@pytest.mark.parametrize(("name", "number"), [("assignment_2", 68), ("assignment_1", 57)])
+def test_every_landmark_of_the_form_stands_in_order(
+    root: Path, complete: Path, with_evidence: bool, name: str, number: int
+) -> None:
+    rendered = iter(landmarks(markdown_text(name, complete if with_evidence else root)))
+    wanted = landmarks((FORMS / f"{name}.md").read_text())
+    assert len(wanted) == number
     for line in wanted:
         assert line in rendered, f"missing or out of order: {line}"  # consumes the iterator: order counts
 
@@ -58,10 +64,23 @@ def test_a_number_carries_its_job_and_node(complete: Path, monkeypatch: pytest.M
     assert line.startswith("<sub>evidence: `data.splits`") and "job 7 on n1 (thin_course)" in line
 
 
-def test_no_heading_is_added(complete: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", markdown_text("assignment_2", complete), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_heading_is_added(complete: Path, name: str) -> None:
+    text = re.sub(r"^```[a-z]*\n.*?^```$", "", markdown_text(name, complete), flags=re.MULTILINE | re.DOTALL)
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings == [line for line in FORM.read_text().splitlines() if line.startswith("#")]
+    assert headings == [line for line in (FORMS / f"{name}.md").read_text().splitlines() if line.startswith("#")]
+    assert not re.search(r"^[^\n|]+\n---$", text, flags=re.MULTILINE), "a text above --- would be a heading"
+
+
+@pytest.mark.parametrize("with_evidence", [False, True])
+def test_only_marks_and_boxes_of_the_dtu_form_are_filled(root: Path, complete: Path, with_evidence: bool) -> None:
+    """Any other change may have unwanted consequences, it says."""
+    text = markdown_text("dtu_exam", complete if with_evidence else root)
+    rendered = iter(re.sub(r"^\* \[x\]", "* [ ]", text, flags=re.MULTILINE).splitlines())
+    for line in (FORMS / "dtu_exam.md").read_text().splitlines():
+        if line.strip() and not re.fullmatch(r"--- question \d+ fill here ---", line):
+            assert line in rendered, f"missing or out of order: {line}"
+    assert f"* [x] {'Create a git repository (M5)'}" in text and "* [ ] Create a data storage in GCP" in text
 
 
 def test_without_evidence_the_questions_are_open(root: Path) -> None:
@@ -218,3 +237,47 @@ def test_git_facts_come_from_the_repository(root: Path) -> None:
     inside = text.split(GIT[0])[1].split(GIT[1])[0]
     assert "Branches, remote ones included: 2." in inside and "third" in inside
     assert text.replace(inside, "") == linear.replace(linear.split(GIT[0])[1].split(GIT[1])[0], "")
+
+
+def test_settings_are_quoted_as_they_are_now(root: Path) -> None:
+    (root / "some.yml").write_text("on: [a, b]\n  one:\n  two:\n  one:\n")
+    assert only(root, r'{{ found("some.yml", "^  ([a-z]+):") }}') == "one, two\n"
+    with pytest.raises(EvidenceError, match=r"some.yml: nothing matches 'three'"):
+        only(root, '{{ found("some.yml", "three") }}')
+    with pytest.raises(EvidenceError, match=r"none.yml: no such file to quote"):
+        only(root, '{{ found("none.yml", "one") }}')
+
+
+def test_a_text_may_read_what_a_figure_was_drawn_from(complete: Path) -> None:
+    text = '{% set s = series("data.mlp.loss") %}from {{ show(s["train"][0]) }} to {{ show(s["train"][-1]) }} '
+    assert only(complete, text + "{{ evidence() }}").startswith("from 0.7 to 0.5 <sub>evidence: `data.mlp.loss`")
+    assert only(complete, '{{ series("a.b") }}') == "{}\n"
+
+
+@pytest.fixture
+def chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only program in the path; a script that a test writes."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder / "chromium"
+
+
+def test_a_pdf_is_whole_or_absent(complete: Path, chromium: Path) -> None:
+    page = render("assignment_2", complete)[1]
+    with pytest.raises(PcamError, match=r"no Chromium here to print JOURNAL.html; `make chromium` installs it"):
+        pdf(page)
+    chromium.write_text("#!/bin/sh\necho gone wrong >&2\nexit 3\n")
+    chromium.chmod(0o755)
+    with pytest.raises(PcamError, match=r"did not print JOURNAL.html \(exit code 3\): gone wrong"):
+        pdf(page)
+    assert not list(complete.glob("*.pdf")) and not list(complete.glob(".JOURNAL*"))
+    chromium.write_text('#!/bin/sh\nfor a; do case "$a" in --print-to-pdf=*) echo "$@" > "${a#*=}";; esac; done\n')
+    printed = pdf(page)
+    assert printed == complete / "JOURNAL.pdf"
+    call = printed.read_text()
+    assert (
+        "--headless" in call
+        and call.rstrip().endswith(page.as_uri())
+        and ("--no-sandbox" in call) == (not os.geteuid())
+    )
