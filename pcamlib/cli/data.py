@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pcamlib.cli.options import DataOption
+from pcamlib.cli.options import DataOption, RootOption
+from pcamlib.sources import ROOT
 
 commands = typer.Typer()
 data_app = typer.Typer(help="Fetch, generate and describe patches.", no_args_is_help=True)
@@ -49,6 +50,23 @@ def data_info(data: DataOption = None) -> None:
     splits = explore.opened(data_folder(data))
     print(explore.split_table(splits).to_string(index=False))
     print(explore.outlier_table(splits).to_string(index=False))
+
+
+@data_app.command("lock")
+def data_lock(
+    root: RootOption = ROOT,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where the two disagree.")] = False,
+) -> None:
+    """Write data.lock: the version of every data set that the journal's evidence rests on."""
+    from pcamlib.journal import datalock
+
+    if check:
+        datalock.read(root)  # a missing lock is an error here
+        found = datalock.findings(root)
+        for where, what, do in found:
+            print(f"{where}: {what}; {do}")
+        raise typer.Exit(1 if found else 0)
+    print(datalock.write(root))
 
 
 @commands.command("audit")
