@@ -28,7 +28,8 @@ endif
 QUIETLY = while read -r word rest; do case "$$word" in \
 	Downloading) echo "    $$rest";; Installing) echo "    unpacking";; esac; done
 
-.PHONY: help journal test lint types unit nbval test-browser chromium test-slurm slurm notebooks lab explore bench lock clean .venv
+.PHONY: help journal test lint types unit nbval test-browser chromium test-slurm slurm test-install staged data-check \
+	notebooks docs lab explore bench lock clean .venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -81,9 +82,23 @@ slurm:  ## a local Slurm and Ruby from the system's packages, where they are mis
 			&& $$as env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing >/dev/null; } || { \
 		echo "no Slurm here; install the system's packages, on Debian: apt install slurm-wlm munge ruby" >&2; exit 1; }
 
+test-install: $(READY)  ## an empty machine: the stick installed without a network, each step of the Dockerfile in a chroot
+	@echo "==> install"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m install -n $(WORKERS) --timeout=1800 tests/serving/test_bundle.py tests/test_container.py
+
+staged: $(READY)  ## every registered model: whole, small enough, loads, scores what was recorded
+	@$(BIN)/pcam verify
+
+data-check: $(READY)  ## the data notebooks again; their data must be those of data.lock
+	@$(BIN)/pcam notebook run 00 && $(BIN)/pcam notebook run 02 && $(BIN)/pcam data lock --check
+
 notebooks: $(READY)  ## run the notebooks in place: new stored outputs, to be committed
 	@PCAM_DATA= PCAM_COURSE= $(BIN)/python -c 'from pathlib import Path; from pcamlib.jobs.notebook import run; \
 		[run(path, {}, path, timeout=600) for path in sorted(Path("notebooks").glob("*.ipynb"))]'
+
+docs: $(READY)  ## cards, architecture picture and the site, in build/site
+	@$(BIN)/python docs/cards.py && $(BIN)/python docs/architecture.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lab: $(READY)  ## JupyterLab on notebooks/
 	@$(BIN)/jupyter lab notebooks

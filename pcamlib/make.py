@@ -1,4 +1,4 @@
-"""The whole journal by one call: data, stale notebooks, evidence, JOURNAL.md, and what is still open."""
+"""The journals by one call: data, stale notebooks, evidence, JOURNAL.md and its siblings, and what is still open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pcamlib.errors import NotebookError, RunError, nearest
 from pcamlib.experiments.explore import opened
 from pcamlib.jobs import freshness, parameters, scale
 from pcamlib.jobs import notebook as front
-from pcamlib.journal import check, evidence, render
+from pcamlib.journal import check, datalock, evidence, render
+from pcamlib.journal.draft import NAMES
 from pcamlib.locks import held
 from pcamlib.sources import ROOT
 
@@ -66,6 +67,9 @@ def _task(
     if "benchmarks" in declared:  # and so is what jobs measured of the one that shows it
         measured = sorted((ROOT / declared["benchmarks"][1]).glob("*.json"))
         prints = prints | {f"benchmark {path.name}": files.sha256_file(path) for path in measured}
+    if "handed_in" in declared:  # and what the final checklist tries
+        tried = {path for pattern in declared["handed_in"][1] for path in ROOT.glob(pattern)}
+        prints = prints | {f"file {path.relative_to(ROOT)}": files.sha256_file(path) for path in sorted(tried)}
     return Task(path, job, {**given, **job.parameters, **more}, root / "runs" / "notebooks" / path.name, prints)
 
 
@@ -158,24 +162,28 @@ def journal(
     *,
     root: Path,
     data: str | None = None,
-    name: str = "assignment_2",
     report: Report = front.say,
-) -> Path:
-    """Execute the stale notebooks of a scale, render, check; returns the path of the journal.
+) -> list[Path]:
+    """Execute the stale notebooks of a scale, render all journals, check them; returns their paths.
 
     Raises:
-        NotebookError: a notebook failed; the journal stays as it was.
+        NotebookError: a notebook failed; the journals stay as they were.
     """
     begun = time.monotonic()
     root = root.resolve()
     for task in tasks(scale_name, root, data, report).values():
         _execute(task, root, False, report)
-    markdown, page = render.render(name, root)
-    found = check.check(root, name)
-    counts = Counter(finding.severity for finding in found)
-    for finding in found:
-        if finding.severity == "fault":
-            report(str(finding))
-    report(f"{counts['open']} places still open (`pcam journal check` lists them), {counts['fault']} faults")
-    report(f"journal: {markdown}\nas a page: {page}\nin {time.monotonic() - begun:.0f} s")
-    return markdown
+    made = [render.render(name, root) for name in NAMES]
+    datalock.write(root)
+    told: set[str] = set()  # what is wrong with the evidence is wrong in each journal
+    for name, (markdown, page) in zip(NAMES, made, strict=True):
+        found = check.check(root, name)
+        for fault in [str(finding) for finding in found if finding.severity == "fault" and str(finding) not in told]:
+            told.add(fault)
+            report(fault)
+        counts = Counter(finding.severity for finding in found)
+        report(f"journal: {markdown}\nas a page: {page}")
+        lists = f"`pcam journal check {name}` lists them"
+        report(f"{counts['open']} places still open ({lists}), {counts['fault']} faults")
+    report(f"in {time.monotonic() - begun:.0f} s")
+    return [markdown for markdown, _ in made]

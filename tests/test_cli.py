@@ -22,6 +22,7 @@ from pcamlib import cli, config
 from pcamlib.data import fetch, folder
 from pcamlib.data.layout import inspect, split_path
 from pcamlib.errors import DataError
+from pcamlib.sources import ROOT
 from pcamlib.training import checkpoint, loop, runs
 
 #: A model of 3 thousand weights, a few batches, one thread.
@@ -96,7 +97,7 @@ def test_help_lists_the_commands() -> None:
         "data": ("fetch", "synthetic", "info"),
         "runs": ("table", "diff", "reproduce", "sync"),
         "notebook": ("run",),
-        "journal": ("make", "render", "check"),
+        "journal": ("make", "render", "draft", "check"),
     }.items():
         text = CliRunner().invoke(cli.app, [*group.split(), "--help"]).output
         for name in names:
@@ -270,6 +271,33 @@ def test_journal_check_exit_codes(pcam: Call) -> None:
         journal.write("our AUC is the best\n")
     code, out, _ = pcam(*check)
     assert code == 1 and "reads 'our AUC is the best' where the evidence gives '(nothing)'" in out
+    code, out, _ = pcam(*check, "--json")
+    assert code == 1 and json.loads(out)["findings"][0]["kind"] == "journal" and json.loads(out)["form"] is None
+
+
+def test_a_filled_form_is_judged_wherever_it_lies(pcam: Call) -> None:
+    blank = (ROOT / "journal/templates/dtu_exam.md").read_text()
+    Path("filled.md").write_text(blank.replace("--- question 12 fill here ---", "word " * 60))
+    code, out, _ = pcam("journal", "check", "filled.md")
+    assert code == 1 and out.endswith("31 answers of 31; 30 fall short\n")
+    code, out, _ = pcam("journal", "check", "filled.md", "--json")
+    form = json.loads(out)["form"]
+    assert code == 1 and not form["ok"] and form["questions"][11]["problems"] == [] == form["problems"]
+    assert form["questions"][11]["words"] == 60 and form["questions"][11]["words_wanted"] == [50, 100]
+    code, _, err = pcam("journal", "check", "filled.md", "--template", "assignment_1")
+    assert code == 2 and "assignment_1 states no limits" in err
+    code, _, err = pcam("journal", "check", "none.md")
+    assert code == 2 and "none.md: no such file" in err
+    code, _, err = pcam("journal", "check", "dtu_exm", "--root", ".")
+    assert code == 2 and "there is no journal or form 'dtu_exm'; did you mean 'dtu_exam'?" in err
+
+
+def test_a_draft_is_taken_over_once(pcam: Call) -> None:
+    Path("root").mkdir()
+    code, out, _ = pcam("journal", "draft", "q7_3", "--root", "root")
+    assert code == 0 and out.endswith("root/journal/prose/q7_3.md\n")
+    code, _, err = pcam("journal", "draft", "q7_3", "--root", "root")
+    assert code == 2 and "journal/prose/q7_3.md: is there already" in err
 
 
 # Bad input
@@ -380,7 +408,7 @@ def test_what_is_not_there_is_named(refused: Callable[..., str], tmp_path: Path)
         assert "train_x.h5: missing; `pcam data fetch" in refused(*command, "--data", empty)
     for command in (["resume"], ["evaluate"], ["runs", "diff", empty]):
         assert "no run here (no config.yaml); `pcam runs table`" in refused(*command, nowhere)
-    assert "no such template" in refused("journal", "render", "--name", "essay", "--root", empty)
+    assert "no such template" in refused("journal", "render", "essay", "--root", empty)
     assert list(empty.iterdir()) == []
 
 

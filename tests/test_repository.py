@@ -209,7 +209,7 @@ def test_lines_of_code_are_counted_without_prose() -> None:
 def test_the_library_stays_thin() -> None:
     files = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
     assert {name: len(text.splitlines()) for name, text in files.items() if len(text.splitlines()) > 320} == {}
-    assert sum(map(code_lines, files.values())) < 15_000
+    assert sum(map(code_lines, files.values())) < 17_500
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,11 @@ def test_no_file_names_a_package_host_or_this_checkout() -> None:
 
 def test_no_patches_are_committed() -> None:
     data = [path for path in tracked() if path.name.endswith((".h5", ".h5.gz", ".npy", ".npz", ".safetensors"))]
-    assert [str(path) for path in data if not path.is_relative_to(ROOT / "tests" / "data")] == []
+    index = ROOT / "models/index.yaml"
+    registered = [entry["file"] for entry in yaml.safe_load(index.read_text())["models"]] if index.is_file() else []
+    assert all(re.fullmatch(r"models/[^/]+\.safetensors", file) for file in registered)
+    allowed = {ROOT / file for file in registered}
+    assert [str(path) for path in set(data) - allowed if not path.is_relative_to(ROOT / "tests" / "data")] == []
 
 
 def test_ci_goes_through_the_makefile() -> None:

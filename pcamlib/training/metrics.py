@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from pcamlib import seeding
+
 METRICS = ("accuracy", "f1", "f2", "auc", "pr_auc", "nll", "ece")
 RESAMPLES = 1000
 ECE_BINS = 15
 _CLIP = 1e-7  # a probability of exactly 0 or 1 that is wrong costs 16.1 nats, not infinity
-_CHUNK = 1 << 21  # weights in memory at once
+_CHUNK = 1 << 21  # weights that a thread scores at once
+_WAVE = 4  # such chunks in memory: 64 MiB
 
 
 def scores(
@@ -64,11 +67,16 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Metrics of `resamples` bootstrap samples of the patches; dict of (resamples,) float64."""
     rng, n = np.random.default_rng(seed), len(labels)
-    parts, chunk = [], max(1, _CHUNK // n)
-    for start in range(0, resamples, chunk):
-        count = min(chunk, resamples - start)
-        weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(count)]).astype(np.float64)
-        parts.append(scores(labels, probability, weights, threshold))
+    chunk = max(1, _CHUNK // n)
+
+    def drawn(count: int) -> np.ndarray:
+        return np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(count)]).astype(np.float64)
+
+    parts, counts = [], [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    with seeding.workers() as pool:
+        for start in range(0, len(counts), _WAVE):  # drawn here in their order, scored there
+            wave = [drawn(count) for count in counts[start : start + _WAVE]]
+            parts += list(pool.map(lambda weights: scores(labels, probability, weights, threshold), wave))
     return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
 
