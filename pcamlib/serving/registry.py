@@ -32,7 +32,7 @@ from pcamlib.training.evaluate import evaluate
 
 INDEX = "models/index.yaml"
 METRIC = "auc"  # no threshold in it, so rounding moves it least
-LARGEST = 100 * 2**20  # bytes: what GitHub takes of one file
+LARGEST = 100_000_000  # bytes of one file; GitHub takes 4.9 % more
 #: Of the metric. Recorded in bf16, answered in float32: .908695 against .908683 on 3,000 real patches.
 TOLERANCE = 0.001
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
