@@ -34,8 +34,9 @@ QUIETLY = while read -r word rest; do case "$$word" in \
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-journal: $(READY)  ## run the notebooks that are stale, write JOURNAL.md, JOURNAL.html and assets/
+journal: $(READY)  ## run the notebooks that are stale, write the three journals, their pages, assets/ and the cards
 	@$(BIN)/pcam journal make
+	@$(BIN)/python docs/cards.py
 
 test: lint types unit nbval  ## lint, types, tests with coverage, notebooks
 

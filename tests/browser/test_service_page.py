@@ -105,7 +105,7 @@ def test_patches_are_dropped_and_judged_and_show_their_heat(watched, address, ch
             {"name": "<b>bad</b>.png", "mimeType": "image/png", "buffer": b"no image"},
         ]
     )
-    expect(page.locator("#state")).to_have_text("2 of 2 answered")
+    expect(page.locator("#state")).to_have_text("2 of 2 done")
     expect(page.locator("article", has_text="b.png").locator(".call")).to_have_text("tumour")
     bad = page.locator("article.failed .error")
     expect(bad).to_contain_text("<b>bad</b>.png: no PNG, JPEG or TIFF")
