@@ -68,10 +68,8 @@ class Heat:
         shown = right.imshow(heat, extent=extent, interpolation="nearest", cmap="magma", vmin=0, vmax=1)
         scale = figure.colorbar(shown, ax=right, label="calibrated probability of tumour")
         scale.ax.axhline(cut, color="deepskyblue", lw=2)
-        (
-            left.set_title("picture, by samples"),
-            right.set_title(f"{sum(map(len, self.values)):,} tiles; blue line: threshold"),
-        )
+        left.set_title("picture, by samples")
+        right.set_title(f"{sum(map(len, self.values)):,} tiles; blue line: threshold")
         figure.supxlabel("\n".join(textwrap.wrap(about, 140)), fontsize=8)
         with atomic_path(path) as part:
             figure.savefig(part, format="png", dpi=150)

@@ -114,7 +114,8 @@ class Predictor:
     def _batch(self, images: np.ndarray) -> np.ndarray:
         bf16 = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = self.model(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2))
+            plain = np.require(images, requirements="CW")  # torch warns of patches that nobody may write
+            logits = self.model(torch.from_numpy(plain).permute(0, 3, 1, 2))
         return logits.double().softmax(1)[:, 1].numpy()
 
     def calibrated(self, probability: np.ndarray) -> np.ndarray:

@@ -20,17 +20,10 @@ from pcamlib.data.layout import SIDE
 from pcamlib.serving import images
 from pcamlib.serving.images import MOST_PIXELS, ImageError
 
-_WIDTH, _LENGTH, _COMPRESSION, _ORIENTATION, _STRIPS = 256, 257, 259, 274, 273
-_SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = (
-    277,
-    278,
-    279,
-    284,
-    322,
-    323,
-    324,
-    325,
-)
+# numbers of TIFF 6.0
+_WIDTH, _LENGTH, _COMPRESSION, _ORIENTATION, _SAMPLES, _ROWS, _PLANAR = 256, 257, 259, 274, 277, 278, 284
+_STRIPS, _STRIP_BYTES = 273, 279
+_TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 322, 323, 324, 325
 #: How pixels are packed: bits, compression, photometric, samples, planar, predictor, alpha, format, JPEG's, YCbCr's.
 _KEPT = (258, _COMPRESSION, 262, _SAMPLES, _PLANAR, 317, 338, 339, 347, 530, 532)
 
@@ -56,9 +49,8 @@ class Region:
                 raise ImageError(f"{name}: {what}, its channels together; save it so, best in tiles", 413)
             self.tags = {tag: (tags[tag], tags.tagtype[tag]) for tag in _KEPT if tag in tags}
             self.tiled = _TILES in tags
-            self.offsets, self.sizes = (
-                tags[one] for one in ((_TILES, _TILE_BYTES) if self.tiled else (_STRIPS, _STRIP_BYTES))
-            )
+            places = (_TILES, _TILE_BYTES) if self.tiled else (_STRIPS, _STRIP_BYTES)
+            self.offsets, self.sizes = (tags[tag] for tag in places)
             self.across = tags[_TILE_WIDTH] if self.tiled else self.width
             self.rows = tags[_TILE_LENGTH] if self.tiled else min(tags.get(_ROWS, self.height), self.height)
             if tags.get(_COMPRESSION, 1) == 1 and not self.tiled:  # plain: any row can be read alone

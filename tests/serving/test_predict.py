@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pcamlib.data.layout import split_path
@@ -87,6 +89,17 @@ def test_answers_do_not_depend_on_the_batch(checkpoint: Path, valid: Patches, pr
 def test_bf16_is_near_float32_and_not_equal(checkpoint: Path, valid: Patches) -> None:
     one, other = (Predictor(checkpoint, precision).probability(valid.images[:64]) for precision in ("fp32", "bf16"))
     assert 0 < np.abs(one - other).max() < 0.03
+
+
+def test_memory_mapped_patches_are_answered_without_a_warning(predictor: Predictor, valid: Patches) -> None:
+    assert not valid.images[:4].flags.writeable
+    torch.set_warn_always(True)  # else once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(predictor.probability(valid.images[:4])) == 4
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_confidence_is_calibrated_and_calls_follow_the_threshold(predictor: Predictor, valid: Patches) -> None:
