@@ -114,7 +114,7 @@ class Predictor:
     def _batch(self, images: np.ndarray) -> np.ndarray:
         bf16 = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            plain = np.require(images, requirements="CW")  # torch warns of patches that nobody may write
+            plain = np.require(images, requirements=("C", "W"))  # torch warns of patches that nobody may write
             logits = self.model(torch.from_numpy(plain).permute(0, 3, 1, 2))
         return logits.double().softmax(1)[:, 1].numpy()
 
