@@ -322,7 +322,7 @@ def test_others_may_reach_it_only_with_a_token(host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_this_machine_needs_none(host):
-    server.check_host(host, None)
+    assert server.check_host(host, None) is None
 
 
 def test_a_token_is_read_from_a_file_or_the_environment(tmp_path):
