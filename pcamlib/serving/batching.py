@@ -97,23 +97,28 @@ class Batcher(Generic[Job, Result]):
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            batch: list[_Waiting] = []
-            weight = 0
-            with self._ready:
-                self._ready.wait_for(lambda: self._queue or self._closed)
-                while self._queue and weight < self._limits.batch:
-                    batch.append(self._queue.popleft())
-                    weight += batch[-1].weight
-                self.waiting -= weight
-            if not batch:
-                return
-            self._observe(weight)
-            began = time.monotonic()
-            pairs = list(zip(batch, self._results([one.job for one in batch]), strict=True))
-            pace = (time.monotonic() - began) / weight
-            self._pace = 0.8 * self._pace + 0.2 * pace if self._pace else pace
-            batch[0].loop.call_soon_threadsafe(_settle, pairs)  # one wake-up a batch, not one a job
+        while self._turn():  # whose names go with it: while nothing comes, no image is held
+            pass
+
+    def _turn(self) -> bool:
+        """Answer one batch; False once closed and empty."""
+        batch: list[_Waiting] = []
+        weight = 0
+        with self._ready:
+            self._ready.wait_for(lambda: self._queue or self._closed)
+            while self._queue and weight < self._limits.batch:
+                batch.append(self._queue.popleft())
+                weight += batch[-1].weight
+            self.waiting -= weight
+        if not batch:
+            return False
+        self._observe(weight)
+        began = time.monotonic()
+        pairs = list(zip(batch, self._results([one.job for one in batch]), strict=True))
+        pace = (time.monotonic() - began) / weight
+        self._pace = 0.8 * self._pace + 0.2 * pace if self._pace else pace
+        batch[0].loop.call_soon_threadsafe(_settle, pairs)  # one wake-up a batch, not one a job
+        return True
 
     def _results(self, jobs: list) -> Sequence[object]:
         """One result or error a job: one that breaks a batch is found by asking again, one by one."""

@@ -194,7 +194,7 @@ class Service:
                     good.append(outcome)
                     heated += [len(good) - 1] * job.heat
                 except ImageError as error:
-                    outcome.error = error
+                    outcome.error = error.with_traceback(None)  # whose frames hold this batch, which holds the error
                     self.telemetry.errors.labels(str(error.status)).inc()
         if not good:
             return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ from pcamlib.errors import CheckpointError, ConfigError
 from pcamlib.serving import api, collect, server, service
 from pcamlib.serving.predict import Predictor
 from pcamlib.serving.service import Service
-from pcamlib.serving.upload import Refusal, split
+from pcamlib.serving.upload import Refusal, Upload, split
 
 TOKEN = "0123456789abcdef"
 HERE = "http://127.0.0.1:8000"
@@ -274,6 +276,26 @@ def test_a_full_queue_says_when_to_come_back(serve, make_service, patches):
     assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
     assert [one.status_code for one in found] == [200, 200]
     assert counted(client)["pcam_queue_full_total"] == 1
+
+
+def test_what_was_refused_is_let_go_at_once(make_service, patches):
+    class Name(str):
+        """One that can be watched."""
+
+    names = [Name("bad.png"), Name("good.png")]
+    watched = [weakref.ref(name) for name in names]
+    uploads = [Upload(name, data) for name, data in zip(names, (b"no image", encoded(patches[0])), strict=True)]
+    gc.disable()
+    try:
+        outcomes = asyncio.run(make_service().predict(uploads))
+        assert [outcome.error is None for outcome in outcomes] == [False, True]
+        del uploads, names, outcomes
+        until = time.monotonic() + 10  # the worker may still be on its way out
+        while any(name() for name in watched) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [name() for name in watched] == [None, None], "held until somebody collects the cycle"
+    finally:
+        gc.enable()
 
 
 def test_a_bug_of_ours_shows_no_trace(serve, patches):
@@ -522,14 +544,14 @@ def test_clients_that_leave_harm_nobody(listening, patches):
 @pytest.mark.slow  # a process of its own
 def test_told_to_stop_it_answers_what_waits_and_leaves_with_0(checkpoint, patches, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from pcamlib.serving import server, service\n"
+        "import gc, sys, time; from pathlib import Path; from pcamlib.serving import server, service\n"
         "from pcamlib.serving.upload import Limits\n"
         "def engine(predictor, threads):\n"
         "    def slow(images): time.sleep(1); return predictor.probability(images)\n"
         "    return slow\n"
         "service.engine = engine\n"
         "work = server.load(Path(sys.argv[1]), Limits(batch=1), collect=Path(sys.argv[2]))\n"
-        "server.run(work, '127.0.0.1', 0, None); print('left')"
+        "server.run(work, '127.0.0.1', 0, None); print('left', gc.get_freeze_count() > 10**5)"
     )
     command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "seen")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -551,7 +573,7 @@ def test_told_to_stop_it_answers_what_waits_and_leaves_with_0(checkpoint, patche
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in found] == [200] * 3
-    assert process.wait(30) == 0 and process.stdout.read() == "left\n"
+    assert process.wait(30) == 0 and process.stdout.read() == "left True\n"
     assert len(np.load(next((tmp_path / "seen").glob("*.npz")))["probability"]) == 3
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{address}/health")
