@@ -54,10 +54,12 @@ unit: $(READY)  ## pytest, with the coverage of pcamlib
 	@echo "==> tests"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS) --cov=pcamlib --cov-report=term --cov-fail-under=85
 
+# As above: 320 s where one notebook after the other, with both cores, took 521.
 nbval: $(READY)  ## run the notebooks; compare the cells marked NBVAL_CHECK_OUTPUT, and the data of the figures
 	@echo "==> notebooks"
 	@rm -rf runs/scratch
-	@PCAM_DATA= PCAM_COURSE= $(BIN)/pytest -p no:cacheprovider --timeout=600 --nbval-lax notebooks
+	@PCAM_DATA= PCAM_COURSE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -p no:cacheprovider --timeout=600 \
+		--nbval-lax -n $(WORKERS) --dist loadfile notebooks
 	@PCAM_FIGURES=runs/scratch $(BIN)/pytest -p no:cacheprovider tests/notebooks/test_figure_gate.py
 
 test-browser: $(READY) chromium  ## a real JupyterLab and a Chromium that clicks through notebook 06's explorer
