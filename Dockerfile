@@ -1,7 +1,7 @@
 # `pcam serve` as a container. Its twin for clusters is apptainer.def; tests/test_container.py holds the two together.
 #
 #     docker build -t pcam .
-#     docker run --rm -p 127.0.0.1:8000:8000 -e PCAM_TOKEN=SECRET -v "$PWD/models:/models:ro" pcam \
+#     docker run --rm -p 127.0.0.1:8000:8000 -e PCAM_TOKEN="$(openssl rand -hex 16)" -v "$PWD/models:/models:ro" pcam \
 #         --host 0.0.0.0 --checkpoint /models/NAME.safetensors
 #     docker build --build-arg INSTALL="pip install" -t pcam .       # torch with CUDA, as pip finds it
 FROM python:3.11-slim

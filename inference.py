@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pcamlib.cli import main
+from pcamlib.errors import ConfigError
 
 
 def infer(
@@ -27,6 +28,10 @@ def infer(
     """Predict patches with a checkpoint alone."""
     from pcamlib.serving.predict import Predictor, run
 
+    if step != 96 and not (tile or heat):
+        raise ConfigError(f"--step {step}: nothing is tiled; give --tile or --heat too")
+    if centre_crop and (tile or heat):
+        raise ConfigError("--centre-crop: all of a picture is tiled; leave it out, or --tile and --heat")
     predictor = Predictor(checkpoint, precision)
     print(predictor.about(), file=sys.stderr)
     how = "tile" if tile or heat else "centre" if centre_crop else "refuse"

@@ -99,7 +99,7 @@ def test_it_runs_as_nobody_in_particular() -> None:
 def test_no_secret_and_no_patch_gets_in() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert not any(re.search(r"TOKEN|PASSWORD", rest) for name, rest in steps() if name in ("ENV", "ARG"))
-    assert "models" not in " ".join(every("COPY")) and "SECRET" in text  # weights are mounted, the token is given
+    assert "models" not in " ".join(every("COPY")) and "PCAM_TOKEN=" in text  # weights are mounted, the token is given
 
 
 _SCRIPT = """set -eu

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pcamlib.cli.options import DataOption
+from pcamlib.errors import ConfigError
 
 commands = typer.Typer()
 drift_app = typer.Typer(help="Do patches look like those that a checkpoint was judged on?")
@@ -32,6 +33,8 @@ def serve(
     from pcamlib.serving import server
     from pcamlib.serving.upload import Limits
 
+    if collect_pixels and not collect:
+        raise ConfigError("--collect-pixels: nothing is collected; give --collect FOLDER too")
     key = server.read_token(token_file, os.environ.get("PCAM_TOKEN"))
     server.check_host(host, key)
     limits = Limits(room=room, seconds=seconds)

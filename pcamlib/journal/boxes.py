@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pcamlib.config import Strict, read_yaml, validate
 from pcamlib.errors import ConfigError
@@ -30,6 +30,12 @@ class Rule(Strict):
     unused: str = ""
     person: str = ""
     why: str = ""
+
+    @model_validator(mode="after")
+    def _conditional(self) -> Rule:
+        if not (self.has or self.evidence or self.unused or self.person):
+            raise ValueError("no condition; give one of has, evidence, unused, person")
+        return self
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def check(root: str | Path = ROOT, name: str = NAMES[0], jobs: bool = False) -> 
     With `jobs`, evidence that no Slurm job made is a fault too.
 
     Kinds of fault: `evidence` (no n, no interval, seeds that are one run, an edited file), `stale`, `figure`, `number`
-    (typed by hand), `group-file`, `template` (cannot be rendered), `journal` (not what rendering gives), `image`, and
-    `job` where that is asked for.
+    (typed by hand), `group-file`, `template` (cannot be rendered), `form` (other headings or answers than the blank
+    form has), `journal` (not what rendering gives), `image`, and `job` where that is asked for.
     Kinds of open place: `question`, `group`, `draft` (a text that nobody approved), `limit` (an answer longer or
     shorter than its form asks for, or without its images), `box` (of a checklist). Kind of note: `unused`.
     """
@@ -86,7 +87,7 @@ def check(root: str | Path = ROOT, name: str = NAMES[0], jobs: bool = False) -> 
             found.append(Finding("template", f"journal/templates/{name}.md.j2", str(error), "correct it"))
         expected = ""
     found += [*_questions(expected), *_journal(root, output(name), expected), *_images(root, output(name))]
-    found += [*_limits(root, name, expected), *_boxes(root, name)]
+    found += [*_headings(root, name, expected), *_limits(root, name, expected), *_boxes(root, name)]
     return sorted(dict.fromkeys(found), key=lambda finding: ("fault", "open", "note").index(finding.severity))
 
 
@@ -244,11 +245,28 @@ def _limits(root: Path, name: str, text: str) -> Iterator[Finding]:
     if not limits:
         return
     judgement = form.judge(text, limits)
-    yield from (Finding("limit", output(name), said, "keep to the form") for said in judgement.problems)
+    yield from (Finding("form", output(name), said, "take it out of journal/prose") for said in judgement.problems)
     for verdict in judgement.questions:
         if verdict.problems:
             do = "only a person can change that: write the answer, or hand it in so"
             yield Finding("limit", f"Question {verdict.question}", "; ".join(verdict.problems), do)
+
+
+def _headings(root: Path, name: str, text: str) -> Iterator[Finding]:
+    """The first heading that the blank form has not, or has elsewhere: prose may add none."""
+    blank = find(root, f"journal/templates/{name}.md")
+    if text and blank.is_file():
+        pairs = zip_longest(*map(_outlined, (text, form.read(blank))), fillvalue="the end")
+        for found, wanted in pairs:
+            if found != wanted:
+                what = f"'{found}' stands where the form has '{wanted}'"
+                yield Finding("form", output(name), what, "leave its headings as they are; journal/prose may add none")
+                return
+
+
+def _outlined(text: str) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for line in text.splitlines() if line.startswith("#")]
 
 
 def _boxes(root: Path, name: str) -> Iterator[Finding]:

@@ -80,7 +80,7 @@ def findings(root: Path) -> list[tuple[str, str, str]]:
         locked = _versions(read(root))
     except DataError as error:
         return [(NAME, str(error).removeprefix(f"{NAME}: ").partition(";")[0], "`pcam data lock` writes it again")]
-    now: dict[tuple[str, str], str] = {}
+    now: dict[tuple[str, str], tuple[str, str]] = {}
     with suppress(EvidenceError):
         now = _versions(entries(root))
     found = []
@@ -92,11 +92,13 @@ def findings(root: Path) -> list[tuple[str, str, str]]:
         elif wanted is None:
             found.append((place, f"its data set '{name}' is not in {NAME}", "`pcam data lock` adds it"))
         elif used and used != wanted:
-            what = f"data set '{name}' is {wanted[:12]} in {NAME}, and {notebook} ran on {used[:12]}"
+            locked_as, ran_on = (f"{kind} {fingerprint[:12]}" for kind, fingerprint in (wanted, used))
+            what = f"data set '{name}' is {locked_as} in {NAME}, and {notebook} ran on {ran_on}"
             found.append((place, what, "`make journal` on the new data; `pcam data lock` if the evidence is right"))
     return found
 
 
-def _versions(listed: list[Entry]) -> dict[tuple[str, str], str]:
-    """Fingerprint by notebook and name."""
-    return {(notebook, entry.name): entry.fingerprint for entry in listed for notebook in entry.notebooks}
+def _versions(listed: list[Entry]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Kind and fingerprint by notebook and name."""
+    kinds = {True: "synthetic", False: "real"}
+    return {(by, one.name): (kinds[one.synthetic], one.fingerprint) for one in listed for by in one.notebooks}

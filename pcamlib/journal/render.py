@@ -171,6 +171,7 @@ class Page:
         parts = [
             f"evidence: {', '.join(f'`{claim.key}`' for claim in claims)}",
             f"notebook [{notebook}](notebooks/{notebook}.ipynb)",
+            "**synthetic patches**" if record.synthetic else "",
             f"runs {', '.join(runs[:6])}{more}" if runs else "",
             record.commit,
             record.job,

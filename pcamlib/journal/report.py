@@ -18,7 +18,7 @@ from pcamlib.journal.render import output
 def report(
     root: Path, name: str, template: str, *, strict: bool = False, jobs: bool = False, as_json: bool = False
 ) -> tuple[str, bool]:
-    """What falls short in the journal `name`; where `name` is a path, in that filled copy of the form `template`.
+    """What falls short in the journal `name`; where `name` is a file, in that filled copy of the form `template`.
 
     Returns:
         a text, with a table of verdicts where the form states limits, and whether something is wrong.
@@ -27,7 +27,7 @@ def report(
         EvidenceError: no such journal, form or file, or a form without limits.
     """
     path = Path(name)
-    if path.suffix == ".md" or len(path.parts) > 1:
+    if path.suffix.lower() == ".md" or name != path.name or (name not in NAMES and path.is_file()):
         limits = _limits(root, template)
         if not limits:
             raise EvidenceError(f"{template} states no limits to hold a file against; `--template dtu_exam` does")

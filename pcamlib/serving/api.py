@@ -3,8 +3,9 @@
     pcam serve --checkpoint best.safetensors --reference reference.npz
     curl -F image=@a.png -F image=@b.png http://127.0.0.1:8000/predict
 
-Every answer is JSON; an error is `{"error": one line}`, never a trace. Of several images some may be bad: 207 then has
-an `error` for these and an answer for the others, and only where none could be judged is the status that of the first.
+Every answer is JSON, but for plain text before any route: 400 to what is no HTTP, 503 where 4096 connections are open.
+An error is `{"error": one line}`, never a trace. Of several images some may be bad: 207 then has an `error` for these
+and an answer for the others, and only where none could be judged is the status that of the first.
 Nothing here fetches from another host: `/docs` is a page of ours, as FastAPI's loads its scripts from one.
 """
 

@@ -33,6 +33,10 @@ WINDOW = 500  # patches in memory: what drift compares
 _PENDING = 4  # files that may wait for a slow disk
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # the folder may have been there, open to all
+
+
 class Collector:
     """Keeps patches' measurements and answers.
 
@@ -105,7 +109,7 @@ class Collector:
         parts = map(np.concatenate, zip(*held, strict=True))
         columns: dict[str, Any] = dict(zip(("values", "probability", "time", "images"), parts, strict=False))
         try:
-            with atomic_path(path) as part, open(part, "wb") as out:
+            with atomic_path(path) as part, open(part, "wb", opener=_private) as out:
                 np.savez(out, names=self._names, **columns)
             for old in sorted(self._folder.glob("patches-*.npz"))[:-KEEP]:
                 old.unlink(missing_ok=True)

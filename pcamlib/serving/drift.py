@@ -45,6 +45,7 @@ PIXELS = (*pixels.MEASURED, *(f"{name}, centre" for name in pixels.CENTRED))
 NAMES = (*PIXELS, "logit")
 
 _ABOUT = ("fingerprint", "split", "weights", "synthetic")
+_SMALL = 100  # patches: below it the exact p-values of KS
 _BLOCK = 256  # patches read at once
 _WINDOW, _OTHERS = 500, 1000  # patches at most in the tests that permute
 _PERMUTED, _FOLDS = 299, 5
@@ -203,8 +204,9 @@ class Reference:
         window = values if probability is None else joined(values, probability)
         _whole(window, "the window")
         own, spread = self.values[:, : window.shape[1]], self._scale[1][: window.shape[1]]
-        # the exact p-values take seconds; from 20 patches on those of the limit are at most a little too large
-        found = [stats.ks_2samp(one, other, method="asymp") for one, other in zip(own.T, window.T, strict=True)]
+        # the limit's p-values are too small in small windows (20 patches: .00027 for .0004), exact ones slow in large
+        method = "exact" if len(window) < _SMALL else "asymp"
+        found = [stats.ks_2samp(one, other, method=method) for one, other in zip(own.T, window.T, strict=True)]
         chance = np.array([test.pvalue for test in found])
         order = np.argsort(chance, kind="stable")
         holm = np.minimum(np.maximum.accumulate(chance[order] * np.arange(len(order), 0, -1)), 1)  # Holm 1979
@@ -286,15 +288,17 @@ def _auc(values: np.ndarray, first: np.ndarray, rng: np.random.Generator) -> np.
     All permutations share each fold's normal equations, so 300 fits cost as much as one.
     """
     inputs = np.column_stack([np.ones(len(values)), values, values**2 / _FAR]).astype(np.float64)
-    fold, total = rng.permutation(len(values)) % _FOLDS, np.zeros(first.shape[1])
+    fold, total, known = rng.permutation(len(values)) % _FOLDS, np.zeros(first.shape[1]), np.zeros(first.shape[1])
     for number in range(_FOLDS):
         train, test = inputs[fold != number], inputs[fold == number]
         ridge = np.eye(inputs.shape[1]) * 1e-3 * len(train)
         ranks = stats.rankdata(test @ np.linalg.solve(train.T @ train + ridge, train.T @ first[fold != number]), axis=0)
         ones = first[fold == number].sum(0, dtype=np.float64)
         hits = (ranks * first[fold == number]).sum(0) - ones * (ones + 1) / 2
-        total += hits / np.maximum(ones * (len(test) - ones), 1) / _FOLDS
-    return total
+        pairs = ones * (len(test) - ones)  # none where a fold of a small window has patches of one kind alone
+        total += hits / np.maximum(pairs, 1)
+        known += pairs > 0
+    return total / np.maximum(known, 1)
 
 
 def observed(

@@ -15,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -30,6 +30,10 @@ HOW = ("refuse", "centre", "tile")
 _KINDS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
 _KINDS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+_TILE = 1 << 20  # pixels of a TIFF's tile that are always taken on: libtiff takes memory for all of it, 3 MB
+_ENTRIES = 512  # of a TIFF's directory; they have about 20: Pillow goes through them thrice, 7 us each
+_CHUNKS = 64  # of a PNG, and one more each kB; they have about 10 and one each 8 kB: 7 us each
+_PACKED = 8  # chunks of a PNG with packed texts or a profile; they have about 3: up to 1 MiB and 2 ms each
 _SCANS = 200  # of a progressive JPEG, which have about 10: each decodes the whole picture anew, a bomb in time
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours, told from the header before a pixel is decoded
@@ -102,6 +106,29 @@ def rgb(image: Image.Image, name: str) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _laboured(data: bytes) -> str | None:
+    """What would take seconds or hide its size before a pixel is decoded."""
+    if kind(data) == "TIFF":
+        order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+        # 8 bytes at 8 in BigTIFF, else 4 at 4; Pillow takes a big-endian BigTIFF for the latter
+        for place in {b"II+\0": (8,), b"MM\0+": (8, 4)}.get(data[:4], (4,)):
+            at, (width, step) = int.from_bytes(data[place : 2 * place], order), (8, 20) if place == 8 else (2, 12)
+            count = int.from_bytes(data[at : at + width], order)
+            if count > _ENTRIES:
+                return f"over {_ENTRIES} tags"
+            for entry in range(at + width, at + width + count * step, step):
+                tag, code = (int.from_bytes(data[byte : byte + 2], order) for byte in (entry, entry + 2))
+                if tag in (322, 323) and code not in (3, 4):  # a tile's side in a type that libtiff reads, Pillow not
+                    return "tags of rare types"
+    if kind(data) == "PNG":
+        at, left = 8, _CHUNKS + len(data) // 1024
+        while at < len(data) and left >= 0:
+            at, left = at + 12 + int.from_bytes(data[at : at + 4]), left - 1
+        if left < 0 or sum(map(data.count, (b"zTXt", b"iTXt", b"iCCP"))) > _PACKED:
+            return "chunks and texts"
+    return None
+
+
 def decode(data: bytes, name: str, most: int = MOST_PIXELS) -> np.ndarray:
     """The bytes of a PNG, JPEG or TIFF file as (H, W, 3) uint8 RGB.
 
@@ -113,10 +140,15 @@ def decode(data: bytes, name: str, most: int = MOST_PIXELS) -> np.ndarray:
     Raises:
         ImageError: more than `most` pixels (told from the header), another kind of file or of pixels, or broken.
     """
+    if what := _laboured(data):
+        raise ImageError(f"{name}: {what}, more than a picture needs; save it again without notes", 413)
     with opened(io.BytesIO(data), name) as image:
         if image.width * image.height > most:
             size = f"{image.width:,} x {image.height:,} pixels"
             raise ImageError(f"{name}: {size}, at most {most:,} are decoded at once; cut it into parts", 413)
+        tags: Any = getattr(image, "tag_v2", {})  # strips need no such limit: libtiff cuts them to the picture's height
+        if tags.get(322, 0) * tags.get(323, 0) > max(most, _TILE):
+            raise ImageError(f"{name}: tiles of {tags[322]:,} x {tags[323]:,} pixels; save it in smaller ones", 413)
         if image.format != "TIFF" and data.count(b"\xff\xda") > _SCANS and kind(data) == "JPEG":
             raise ImageError(f"{name}: over {_SCANS} scans in a JPEG; save it again as a baseline JPEG", 413)
         return rgb(ImageOps.exif_transpose(image), name)

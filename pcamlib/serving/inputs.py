@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,31 +42,63 @@ class Piece:
     synthetic: bool = False
 
 
-def find(inputs: Sequence[Path], report: Report) -> list[Path]:
+def find(inputs: Sequence[Path], report: Report, refused: list[str]) -> list[Path]:
     """Files to answer, each once; of a folder those that are pictures or H5, at any depth, hidden ones left out.
 
+    Args:
+        inputs: files and folders.
+        report: is told of what is left out as it should be.
+        refused: gets a line for each file and folder in a folder that cannot be reached, or is a link to a folder.
+
     Raises:
-        DataError: no such file, or a folder without any.
+        DataError: no such file, it cannot be reached, or a folder without any.
     """
     files: dict[Path, Path] = {}
     for given in inputs:
-        if given.is_dir():
-            inside = [path for path in sorted(given.rglob("*")) if path.is_file()]
-            inside = [path for path in inside if not any(p.startswith(".") for p in path.relative_to(given).parts)]
-            fit = [path for path in inside if path.name.lower().endswith((*H5, *PICTURES)) and not _is_labels(path)]
-            if not fit:
-                raise DataError(f"{given}: no PNG, JPEG, TIFF or H5 in this folder ({len(inside):,} files)")
-            others = [path.name for path in inside if path not in set(fit) and not _is_labels(path)]
-            if others:
-                report(f"{given}: {len(others):,} files of other kinds are left alone, such as {others[0]}")
-        elif given.is_file():
-            fit = [given]
-        else:
+        try:
+            folder, file = given.is_dir(), given.is_file()
+        except OSError as error:  # of a name too long, and in a folder that may not be searched
+            raise DataError(_unreached(given, error)) from None
+        if not (folder or file):
             raise DataError(f"{given}: no such file or folder")
-        for path in fit:
+        for path in _inside(given, report, refused) if folder else [given]:
             if files.setdefault(path.resolve(), path) is not path:
                 report(f"{path}: given twice, answered once")
     return list(files.values())
+
+
+def _inside(given: Path, report: Report, refused: list[str]) -> list[Path]:
+    """What `find` takes of a folder."""
+    found: list[Path] = []
+    lines: list[str] = []
+    for at, folders, names in os.walk(given, onerror=lambda error: lines.append(_unreached(error.filename, error))):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(at, name) for name in folders):
+            if os.path.islink(path):  # noqa: PTH114  Path.is_symlink raises in a folder that may not be searched
+                lines.append(f"{path}: a link to a folder, which is not followed; give that folder itself")
+        found += [Path(at, name) for name in names if not name.startswith(".")]
+    inside = [path for path in sorted(found) if not _is_labels(path)]
+    named = [path for path in inside if path.name.lower().endswith((*H5, *PICTURES))]
+    fit = []
+    for path in named:
+        try:
+            if stat.S_ISREG(path.stat().st_mode):  # is_file says no to a link to nothing
+                fit.append(path)
+            else:
+                lines.append(f"{path}: is no file; remove it")  # opening a pipe would wait for ever
+        except OSError as error:
+            lines.append(_unreached(path, error))
+    if not fit:
+        none = f"{given}: no PNG, JPEG, TIFF or H5 in this folder ({len(found):,} files)"
+        raise DataError(lines[0] if lines else none)
+    if others := [path.name for path in inside if path not in set(named)]:
+        report(f"{given}: {len(others):,} files of other kinds are left alone, such as {others[0]}")
+    refused += lines
+    return fit
+
+
+def _unreached(path: str | Path, error: OSError) -> str:
+    return f"{path}: cannot be reached ({error.strerror or error}); look at links and permissions on the way to it"
 
 
 def _is_labels(path: Path) -> bool:
@@ -92,15 +126,19 @@ def _rows(path: Path) -> Iterator[Piece]:
     """Streamed as stored: no copy is left in a cache, as `open_split` would for float32 or chunks."""
     source = convert.unpack(path)
     stored, labels = inspect(source, "x"), None
-    beside = path.with_name(path.name.replace("_x.", "_y."))
     with h5py.File(source) as file:
-        own = "y" in file
-    if own or (beside != path and beside.is_file()):
-        labels = read_labels(source if own else convert.unpack(beside))
-        if len(labels) != stored.shape[0]:
-            raise DataError(f"{path}: {stored.shape[0]:,} patches but {len(labels):,} labels; they must match")
+        places = [source] if "y" in file else []
+    if not places and "_x." in path.name:  # packed or not, whatever the patches are; a link to nothing is refused
+        beside = path.with_name(path.name.replace("_x.", "_y.").removesuffix(".gz"))
+        places = [one for one in (beside, Path(f"{beside}.gz")) if os.path.lexists(one)]
+    if places:
+        count = inspect(packed := convert.unpack(places[0]), "y").shape[0]
+        if count != stored.shape[0]:  # told before they are read: some kB can claim terabytes of them
+            raise DataError(f"{path}: {stored.shape[0]:,} patches but {count:,} labels; they must match")
+        labels = read_labels(packed)
     for first, block in convert.blocks(stored):
-        if first == 0 and stored.dtype != np.uint8 and 0 < np.nanmax(block) <= 1:
+        # fmax, since nanmax warns of a block of nothing but NaN
+        if first == 0 and stored.dtype != np.uint8 and 0 < np.fmax.reduce(block, axis=None) <= 1:
             raise DataError(f"{path}: values from 0 to 1; patches have 0 to 255: multiply before you store them")
         for start in range(0, len(block), convert.BLOCK):
             values, flags = convert.to_uint8(block[start : start + convert.BLOCK])

@@ -169,7 +169,7 @@ class Result:
             lines.append(f"{self.odd:,} patches hold NaN or values out of 0..255, or are all black or white")
         for file, report in self.reports.items():
             lines += [f"{file}:", metrics.text(report)]
-        return "\n".join([*lines, *(f"not answered: {line}" for line in self.refused)])
+        return _printable("\n".join([*lines, *(f"not answered: {line}" for line in self.refused)]))
 
 
 def run(
@@ -197,7 +197,7 @@ def run(
         PcamError: nothing could be answered, or nothing written. A bad file among good ones is in `Result.refused`.
     """
     result, began = Result(predictor.threshold(threshold)), time.monotonic()
-    paths = inputs.find(files, log.info)
+    paths = inputs.find(files, log.info, result.refused)
     if heat and (len(paths) > 1 or paths[0].name.lower().endswith(inputs.H5)):
         raise ConfigError(f"a heat map is of one picture, not of {len(paths):,} files or an H5; leave out --heat")
     drawn = Heat(step)
@@ -248,6 +248,7 @@ def run(
 def _pieces(paths: Iterable[Path], how: str, step: int, refused: list[str]) -> Iterator[Piece]:
     """Pieces of at most `BATCH` patches; what a file lacks goes to `refused`, and the next one follows."""
     for path in paths:
+        done = 0
         try:
             for piece in inputs.pieces(path, how, step):
                 for first in range(0, len(piece.images), BATCH):
@@ -257,8 +258,12 @@ def _pieces(paths: Iterable[Path], how: str, step: int, refused: list[str]) -> I
                         piece, where=piece.where[part], images=piece.images[part], labels=labels,
                         odd=0 if first else piece.odd,
                     )  # fmt: skip
-        except PcamError as error:
-            refused.append(str(error))
+                    done += len(piece.images[part])
+        except Exception as error:  # h5py, Pillow and NumPy raise anything on damaged bytes: the other files go on
+            reason = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+            line = f"{path}: cannot be read ({reason}); look at it, or save or copy it again"
+            rest = f"; its first {done:,} patches are answered" if done else ""
+            refused.append((str(error) if isinstance(error, PcamError) else line) + rest)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -277,11 +282,16 @@ def _lines(
     piece: Piece, probability: np.ndarray, confidence: np.ndarray, called: np.ndarray
 ) -> Iterator[tuple[Any, ...]]:
     """Rows of the CSV; what does not apply is empty."""
-    labels = [""] * len(called) if piece.labels is None else piece.labels.tolist()
+    file, labels = _printable(piece.file), [""] * len(called) if piece.labels is None else piece.labels.tolist()
     for where, p, c, tumour, label in zip(
         piece.where.tolist(), probability.tolist(), confidence.tolist(), called.tolist(), labels, strict=True
     ):
-        yield (piece.file, *("" if at < 0 else at for at in where), f"{p:.6f}", f"{c:.6f}", int(tumour), label)
+        yield (file, *("" if at < 0 else at for at in where), f"{p:.6f}", f"{c:.6f}", int(tumour), label)
+
+
+def _printable(text: str) -> str:
+    r"""Names that are not UTF-8 as `M\xe4rz.png`: written as they are they would end the run; two stay two."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Region:
         width, height: in pixels.
 
     Raises:
-        ImageError: as `images.decode`; or its parts cannot be read alone.
+        ImageError: as `images.decode`; or smaller than a patch, or its parts cannot be read alone.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -43,6 +43,9 @@ class Region:
         with images.opened(file, name) as image:
             tags: Any = getattr(image, "tag_v2", {})
             self.width, self.height = image.size
+            if min(image.size) < SIDE:
+                size = f"{self.width:,} x {self.height:,} pixels, less than a patch of {SIDE} x {SIDE}"
+                raise ImageError(f"{name}: {size}; take a larger cut-out", 422)
             fit = image.format == "TIFF" and image.mode in ("RGB", "RGBA") and tags.get(_PLANAR, 1) == 1
             if not fit or tags.get(_ORIENTATION, 1) != 1 or not (_STRIPS in tags or _TILES in tags):
                 what = f"{self.width:,} x {self.height:,} pixels; so large only an upright TIFF of 8-bit RGB is read"
@@ -57,9 +60,13 @@ class Region:
                 row = self.width * tags.get(_SAMPLES, 1)
                 self.offsets = [self.offsets[y // self.rows] + y % self.rows * row for y in range(self.height)]
                 self.sizes, self.rows = [row] * self.height, 1
+            # a damaged type makes them text, fractions or negative; read(-1) would read all of the file
+            self.across, self.rows = int(self.across), int(self.rows)
+            self.offsets, self.sizes = list(map(int, self.offsets)), list(map(int, self.sizes))
+            fit = min(self.across, self.rows) > 0 and min(*self.offsets, *self.sizes) >= 0
             needed = -(-self.width // self.across) * -(-self.height // self.rows)
-            if len(self.offsets) < needed or len(self.sizes) < needed:
-                raise ImageError(f"{name}: broken TIFF (some parts are missing); save or copy it again", 422)
+            if not fit or min(len(self.offsets), len(self.sizes)) < needed:
+                raise ImageError(f"{name}: broken TIFF (parts are missing or misplaced); save or copy it again", 422)
         if max(self.rows, SIDE) * max(self.width, self.across) > MOST_PIXELS:
             raise ImageError(f"{name}: parts of {self.rows:,} rows do not fit into memory; save it in tiles", 413)
 

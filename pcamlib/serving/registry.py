@@ -103,36 +103,39 @@ def register(checkpoint: str | Path, name: str, root: Path) -> Entry:
         raise ConfigError(f"name '{name}': lower-case letters, digits, - and _ only, as in cnn-1")
     if name in {entry.name for entry in known}:
         raise ConfigError(f"'{name}' is registered already, and an entry is never changed; choose another name")
-    path, meta = Path(checkpoint), Predictor(checkpoint).meta
-    if "recorded" not in meta:
-        raise CheckpointError(f"{path}: carries no recorded score: its run did not finish; `pcam resume` finishes it")
+    path, inscribed = Path(checkpoint), _inscribed(Predictor(checkpoint))
     if (size := path.stat().st_size) > LARGEST:
         raise CheckpointError(f"{path}: {size:,} bytes; a repository takes {LARGEST:,} at most: train a smaller model")
     with atomic_path(root / "models" / f"{name}.safetensors") as part:
         shutil.copyfile(path, part)
         sha = sha256_file(part)
-    recorded, origin = meta["recorded"], meta["provenance"]
-    score = recorded["metrics"][METRIC]
-    entry = Entry(
-        name=name,
-        file=f"models/{name}.safetensors",
-        sha256=sha,
-        bytes=size,
-        model=meta["model"],
-        metric=Metric(name=METRIC, **score, **{k: recorded[k] for k in ("n", "split", "fingerprint", "best_of")}),
-        decision=validate(Decision, meta["decision"]),
-        data={split: origin["data"][split] for split in ("train", "valid")},
-        synthetic=meta["synthetic"],
-        commit=(origin["code"]["commit"] or "none") + (" + local changes" if origin["code"]["dirty"] else ""),
-        registered=provenance.now(),
-    )
+    file = f"models/{name}.safetensors"
+    entry = Entry(name=name, file=file, sha256=sha, bytes=size, **inscribed, registered=provenance.now())
     listed = {"models": [one.model_dump() for one in [*known, entry]]}
     write_text(root / INDEX, _HEAD + yaml.safe_dump(listed, sort_keys=False))
     return entry
 
 
+def _inscribed(predictor: Predictor) -> dict[str, Any]:
+    """The fields of an entry that the checkpoint itself tells."""
+    meta = predictor.meta
+    if "recorded" not in meta:
+        lacks = "carries no recorded score: its run did not finish; `pcam resume` finishes it"
+        raise CheckpointError(f"{predictor.path}: {lacks}")
+    recorded, origin = meta["recorded"], meta["provenance"]
+    score = recorded["metrics"][METRIC]
+    return {
+        "model": meta["model"],
+        "metric": Metric(name=METRIC, **score, **{k: recorded[k] for k in ("n", "split", "fingerprint", "best_of")}),
+        "decision": validate(Decision, meta["decision"]),
+        "data": {split: origin["data"][split] for split in ("train", "valid")},
+        "synthetic": meta["synthetic"],
+        "commit": (origin["code"]["commit"] or "none") + (" + local changes" if origin["code"]["dirty"] else ""),
+    }
+
+
 def verify(root: Path, data: str | None = None) -> list[Row]:
-    """Try every registered model: file, digest, size, loading, one answer, and the recorded score.
+    """Try every registered model: file, digest, size, loading, one answer, its entry, and the recorded score.
 
     Args:
         root: of the repository.
@@ -158,19 +161,21 @@ def _tried(entry: Entry, root: Path, data: str | None) -> Iterator[tuple[str, bo
     yield "size", size <= LARGEST, f"{size / 1e6:.2f} MB, {LARGEST / 1e6:.0f} at most"
     try:
         predictor = Predictor(path)
+        told = entry.model_copy(update={"bytes": size, **_inscribed(predictor)})
     except PcamError as error:
         yield "loads", False, str(error).removeprefix(f"{path}: ")
         return
     noise = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
     probability = float(predictor.answer(noise).probability[0])
     yield "loads", 0 <= probability <= 1, f"answers one patch of noise with {probability:.3f}"
-    yield "score", *_reproduced(entry, predictor, data)
+    lies = provenance.difference(entry.model_dump(), told.model_dump())  # of sha256 "file" tells
+    yield from (("index", False, f"{key} {here} in the index, {there} in the checkpoint") for key, here, there in lies)
+    if not lies:
+        yield "score", *_reproduced(entry, predictor, data)
 
 
 def _reproduced(entry: Entry, predictor: Predictor, data: str | None) -> tuple[bool, str]:
-    wanted, inside = entry.metric, predictor.meta["recorded"]["metrics"][entry.metric.name]["value"]
-    if inside != wanted.value:
-        return False, f"{wanted.name} {wanted.value:.4f} in the index, {inside:.4f} in the checkpoint"
+    wanted = entry.metric
     try:
         patches = open_split(data_folder(data, report=lambda line: None), wanted.split, labels=True)
         if patches.fingerprint != wanted.fingerprint:
@@ -178,7 +183,8 @@ def _reproduced(entry: Entry, predictor: Predictor, data: str | None) -> tuple[b
     except DataError as error:
         return False, f"not reproduced here: data absent ({error})"
     said = evaluate(predictor.model, patches)
-    found = float(metrics.scores(said.label, said.probability, np.ones((1, wanted.n)))[wanted.name][0])
+    n = len(said.label)
+    found = float(metrics.scores(said.label, said.probability, np.ones((1, n)))[wanted.name][0])
     low, high = wanted.interval
-    what = f"{wanted.name} {found:.4f}, recorded {wanted.value:.4f} ({low:.4f} to {high:.4f}), n = {wanted.n:,}"
+    what = f"{wanted.name} {found:.4f}, recorded {wanted.value:.4f} ({low:.4f} to {high:.4f}), n = {n:,}"
     return abs(found - wanted.value) <= TOLERANCE, f"{what} {wanted.split} patches{' (synthetic)' * entry.synthetic}"

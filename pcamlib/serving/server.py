@@ -27,25 +27,60 @@ from pcamlib.serving.upload import Limits
 
 LEAVING = 30  # seconds to answer what waits
 CONNECTIONS = 4096  # beyond them: 503
+HEADERS = 2**16  # bytes; the read of up to 256 kB that a request begins in is not counted
 
 
 class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Closes a connection whose first headers do not come in time; uvicorn itself waits for ever."""
+    """Closes a connection whose next headers, or a body after its answer, do not come in time or have no end.
+
+    uvicorn itself waits for ever: its timer for kept connections ends with the first byte that follows an answer.
+    """
 
     seconds = 20.0
+    _late: asyncio.TimerHandle | None = None
+    _bare = float("-inf")  # bytes since a message began or a body's last; h11 tells neither, and has a bound of its own
 
     def connection_made(self, transport: Any) -> None:
         """asyncio's."""
         super().connection_made(transport)
-        self._late = asyncio.get_running_loop().call_later(self.seconds, self._silent)
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's."""
-        self._late.cancel()
+        if self._late:
+            self._late.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """asyncio's."""
+        self._bare += len(data)
+        super().data_received(data)
+        if self._bare > HEADERS:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """httptools': the first byte of a request."""
+        super().on_message_begin()
+        self._bare = 0
+        self._wait()
+
+    def on_body(self, body: bytes) -> None:
+        """httptools': some of it, so that what is counted next are headers, or the trailers of a body in chunks."""
+        super().on_body(body)
+        self._bare = 0
+
+    def on_response_complete(self) -> None:
+        """uvicorn's."""
+        super().on_response_complete()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._late:
+            self._late.cancel()
+        self._late = self.loop.call_later(self.seconds, self._silent)
+
     def _silent(self) -> None:
-        if self.cycle is None:
+        if self.cycle is None or self.cycle.response_complete:  # else a request is being answered
             self.transport.close()
 
 
@@ -68,7 +103,8 @@ def run(service: Service, host: str, port: int, token: str | None) -> None:
         ConfigError: nobody can listen at that address.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * CONNECTIONS)), hard))
+    if 0 <= soft < 2 * CONNECTIONS:  # -1 is no limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard % 2**64, 2 * CONNECTIONS), hard))
     Patient.seconds = service.limits.seconds
     config = uvicorn.Config(
         build(service, token), host, port, http=Patient, ws="none", access_log=False, log_level="error",
@@ -77,14 +113,16 @@ def run(service: Service, host: str, port: int, token: str | None) -> None:
     )  # fmt: skip
     try:
         socket = config.bind_socket()
-    except SystemExit:  # uvicorn has said what the system said
+        socket.listen(CONNECTIONS)  # what comes before uvicorn runs waits
+    except (OSError, SystemExit):  # uvicorn has said what the system said
         raise ConfigError(f"{host}:{port}: cannot listen there; choose another --port, or end what uses it") from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn takes them while it runs, and raises them again afterwards
     gc.collect()
     gc.freeze()  # 500,000 objects that stay: uncounted, so that requests' cycles are looked for every second
+    one = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, one.handle_exit)  # heeded before it runs too; what it raises again afterwards is not
     print(f"http://{host}:{socket.getsockname()[1]} answers for {service.about['run']}")
-    uvicorn.Server(config).run([socket])
+    one.run([socket])
 
 
 def read_token(file: Path | None, variable: str | None) -> str | None:

@@ -113,6 +113,7 @@ class Service:
         self.collector = Collector(drift.NAMES, collect, pixels, counts.failures.inc)
         self._engine, self._judging = engine(predictor, threads), threading.Lock()
         self._batcher: Batcher[Job, list[Outcome]] = Batcher(self._answer, limits, counts.batches.observe)
+        self._held = 0  # bytes of images that wait: 512 of 4 MB would be 2 GB
         counts.waiting.set_function(lambda: self._batcher.waiting)
         counts.collecting.set_function(lambda: self._collects and not self.collector.broken)
 
@@ -130,11 +131,17 @@ class Service:
         Raises:
             Refusal: 503, too much waits.
         """
+        size = sum(len(upload.data) for upload in uploads)
+        self._held += size
         try:
+            if self._held > self.limits.flight:
+                raise Refusal(503, "more images wait than there is memory for; ask again soon", {"Retry-After": "1"})
             return await self._batcher.submit(Job(uploads, heat), len(uploads) * (1 + GRID * GRID * heat))
         except Refusal:
             self.telemetry.full.inc()
             raise
+        finally:
+            self._held -= size
 
     def drift(self, uploads: Sequence[Upload] | None = None) -> dict[str, Any]:
         """A report on some images, or on the newest patches that were asked about; those also go into the metrics.
@@ -195,6 +202,7 @@ class Service:
                     heated += [len(good) - 1] * job.heat
                 except ImageError as error:
                     outcome.error = error.with_traceback(None)  # whose frames hold this batch, which holds the error
+                    error.__context__ = None  # has such frames too, also where it was raised `from None`
                     self.telemetry.errors.labels(str(error.status)).inc()
         if not good:
             return answers

@@ -69,6 +69,14 @@ def _link(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
     held.append(link)
 
 
+def _uncommitted(root: Path, *files: str) -> Iterator[str]:
+    """What HEAD lacks or has otherwise: the index may hold what no commit does, and changes elsewhere do not count."""
+    stored = {file: git("rev-parse", f"HEAD:./{file}", root=root) for file in files}  # None: no git, commit or file
+    lacks = [file for file, blob in stored.items() if not blob or blob != git("hash-object", "--", file, root=root)]
+    if lacks:
+        yield f"not committed as it is now: {', '.join(lacks)}"
+
+
 def _checkpoint(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
     rows = registry.verify(root, data)
     if not rows:
@@ -78,9 +86,10 @@ def _checkpoint(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
             yield f"{row.model}, {row.check}: {row.reason}"
         elif row.check == "score":
             held.append(f"{row.model}: {row.reason}")
-    for entry in registry.entries(root):
-        if git("ls-files", "--error-unmatch", "--", entry.file, root=root) is None:
-            yield f"{entry.file} is not committed"
+    if not read_group(root).repository:
+        yield "repository is empty in journal/group.yaml, so nobody can tell where to it was pushed"
+    if rows:
+        yield from _uncommitted(root, registry.INDEX, *(entry.file for entry in registry.entries(root)))
 
 
 def _inference(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
@@ -89,6 +98,7 @@ def _inference(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
     if not (root / "inference.py").is_file() or not known:
         yield f"no model in {registry.INDEX} to try it with" if not known else "inference.py is missing"
         return
+    yield from _uncommitted(root, "inference.py")
     model, patch = root / known[-1].file, np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         image, table = Path(folder) / "patch.png", Path(folder) / "predictions.csv"
@@ -114,12 +124,14 @@ def _scripts(root: Path, data: str | None, held: list[str]) -> Iterator[str]:
         how = "sbatch --test-only"
     except PcamError:
         how = "bash -n: there is no Slurm here"
-    for path in [*jobs, *sorted(root.glob("slurm/**/*.sh"))]:
+    scripts = [*jobs, *sorted(root.glob("slurm/**/*.sh"))]
+    for path in scripts:
         tried = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
         if not tried.returncode and path.suffix == ".sbatch" and how.startswith("sbatch"):
             tried = slurm.ask("sbatch", "--test-only", str(path))
         if tried.returncode:
             yield f"{path.relative_to(root)}: {(tried.stderr.strip() or 'refused').splitlines()[-1]}"
+    yield from _uncommitted(root, *(path.relative_to(root).as_posix() for path in scripts))
     held.append(f"{len(jobs)} scripts, {how}")
 
 

@@ -242,6 +242,22 @@ def test_first_pages_ask_for_what_their_form_asks(rendered: Path) -> None:
     assert asked["dtu_exam"] == ["number is empty"]
 
 
+@pytest.mark.parametrize(
+    "name, prose, text, said",
+    [
+        ("assignment_2", "q4_1", "### Extra\n\nMore.", "'### Extra' stands where the form has "),
+        ("assignment_2", "q4_1", "```bash\n# no heading\n```", ""),
+        ("dtu_exam", "dtu_7", "Answer: they test everything.", "32 answers where the form has 31"),
+    ],
+)
+def test_prose_may_change_no_form(rendered: Path, name: str, prose: str, text: str, said: str) -> None:
+    (rendered / f"journal/prose/{prose}.md").write_text(text + "\n")
+    render(name, rendered)
+    found = [finding for finding in check(rendered, name) if finding.kind == "form"]
+    assert all(finding.severity == "fault" for finding in found)
+    assert [finding.what[: len(said)] for finding in found][:1] == ([said] if said else [])
+
+
 def test_limits_and_boxes_of_the_form_are_open_or_noted(rendered: Path) -> None:
     found = check(rendered, "dtu_exam")
     limits = {finding.where: finding.what for finding in found if finding.kind == "limit"}

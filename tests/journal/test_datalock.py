@@ -42,8 +42,16 @@ def test_a_changed_fingerprint_names_the_notebooks_that_are_stale(locked: Path) 
     assert [where for where, _, _ in found] == [
         "journal/evidence/00_data.json", "journal/evidence/01_reproducibility.json"
     ]  # fmt: skip
-    assert found[0][1] == "data set 'train' is eeeeeeeeeeee in data.lock, and 00_data ran on aaaaaaaaaaaa"
+    assert found[0][1] == (
+        "data set 'train' is synthetic eeeeeeeeeeee in data.lock, and 00_data ran on synthetic aaaaaaaaaaaa"
+    )
     assert "make journal" in found[0][2]
+    datalock.write(locked)
+    edit(locked, lambda stored: stored[0].update(synthetic=False))
+    assert (
+        "is real aaaaaaaaaaaa in data.lock, and 00_data ran on synthetic aaaaaaaaaaaa"
+        in datalock.findings(locked)[0][1]
+    )
 
 
 def test_two_versions_under_one_name_are_two_entries(locked: Path) -> None:
@@ -51,7 +59,7 @@ def test_two_versions_under_one_name_are_two_entries(locked: Path) -> None:
     other.value("repro.other", 1)
     other.close()
     (found,) = [what for where, what, _ in datalock.findings(locked) if where.endswith("01_reproducibility.json")]
-    assert "ran on ffffffffffff" in found
+    assert "ran on real ffffffffffff" in found
     assert ("data.lock", "01_reproducibility does not rest on a data set 'valid'") in [
         (where, what) for where, what, _ in datalock.findings(locked)
     ]
@@ -92,7 +100,7 @@ def test_the_command(locked: Path, pcam: Callable[..., Any]) -> None:
     assert pcam("data", "lock", "--check", "--root", locked)[:2] == (0, "")
     edit(locked, lambda stored: stored[1].update(fingerprint="e" * 64))
     code, out, _ = pcam("data", "lock", "--check", "--root", locked)
-    assert code == 1 and "data set 'valid' is eeeeeeeeeeee" in out
+    assert code == 1 and "data set 'valid' is synthetic eeeeeeeeeeee" in out
     assert pcam("data", "lock", "--root", locked)[0] == 0 and datalock.findings(locked) == []
     (locked / "data.lock").unlink()
     code, _, err = pcam("data", "lock", "--check", "--root", locked)

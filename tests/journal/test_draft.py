@@ -127,6 +127,9 @@ def test_a_template_asks_for_boxes_by_name(rules: Path) -> None:
     (rules / "journal/templates/short.md.j2").write_text('{{ box("lnt") }}')
     with pytest.raises(EvidenceError, match=r"short.md.j2:1: no box is named 'lnt'; did you mean 'lint'"):
         markdown_text("short", rules)
+    (rules / "journal/templates/short.yaml").write_text("lint: {why: forgotten}\n")
+    with pytest.raises(ConfigError, match=r"journal/templates/short.yaml: .*give one of has, evidence, unused, person"):
+        markdown_text("short", rules)
     (rules / "journal/templates/short.yaml").write_text("lint: {hs: {}}\n")
     with pytest.raises(ConfigError, match=r"journal/templates/short.yaml: .*'hs'; did you mean 'has'"):
         markdown_text("short", rules)

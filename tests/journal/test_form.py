@@ -144,12 +144,88 @@ def test_another_number_of_answers_is_an_error(fill: Callable[..., str]) -> None
     assert quoted.problems == ("32 answers where the form has 31", "2 `Answer:` under question 7")
 
 
-def test_a_fence_that_is_never_closed_is_named(fill: Callable[..., str]) -> None:
-    text = fill({12: "```bash\npcam train\n" + "word " * 50})
-    line = text[: text.index("```bash\npcam")].count("\n") + 1
+@pytest.mark.parametrize(
+    "code",
+    [
+        "- ```bash\n  # install\n  pip install x\n  ```\n",
+        "10.  ```bash\n     # install\n     ```\n",
+        "-\t```bash\n\t# install\n\t```\n",
+        "* a\n    - ~~~\n      # install\n      ~~~\n",
+        "> ```bash\n># install\n>```\n",
+        "> - ```bash\n>   # install\n>   ```\n",
+        "- ```bash\n  # its item ends, and it with it\n\n",
+        "> ```bash\n> # its quote ends\n\n",
+        "```\n> ```\n# not yet closed\n```\n",
+        "<!--\n# note\n> Answer:\n-->\n",
+        "1. ```\n   # nor here\n\n\tand here\n\n   # nor here\n   ```\n",
+        "- <!-- a\n  # note -->\n",
+        "````\n```\n# a fence of four ends at one of four\n`````\n",
+    ],
+)
+def test_fences_in_lists_and_quotes_and_comments_hold_no_headings(fill: Callable[..., str], code: str) -> None:
+    judgement = judge(fill({4: "word " * 60 + f"\n\n{code}" + "word " * 60}), LIMITS)
+    assert judgement.ok, judgement.table()
+
+
+@pytest.mark.parametrize("opener", ["```bash", "~~~", "<!--"])
+def test_what_is_never_closed_costs_one_answer(fill: Callable[..., str], opener: str) -> None:
+    text = fill({12: f"{opener}\n  pcam train\n  " + "word " * 60, 15: "```\n# closed\n```\n" + "word " * 97})
+    line = text[: text.index(f"{opener}\n  pcam")].count("\n") + 1
     judgement = judge(text, LIMITS)
-    assert judgement.problems[-1] == f"the code fence of line {line} is never closed, and hides what follows"
-    assert problems(judgement)[13] == "no heading `Question 13`"
+    said = f"line {line} opens a code fence or comment that is never closed"
+    assert judgement.answers == 31 and judgement.problems == () and problems(judgement) == {12: said}
+    assert judge(fill({31: f"{opener}\n  " + "word " * 60}), LIMITS).ok, "Markdown closes it at the end of the file"
+    gone = judge(text[: text.index("### Question 13\n")], LIMITS)
+    assert gone.problems == ("12 answers where the form has 31", f"{said}, and hides what follows")
+
+
+def test_an_underlined_heading_ends_an_answer(fill: Callable[..., str]) -> None:
+    split = judge(fill({4: "word " * 60 + "\n\nMore\n====\n\n" + "word " * 60}), LIMITS)
+    assert problems(split) == {4: "60 words, not 100-200"}
+    for text in ("```\nMore\n====\n```\n", "\n====\n", "> quoted\n====\n", "a\n==== b\n"):
+        assert judge(fill({4: "word " * 60 + f"\n\n{text}" + "word " * 60}), LIMITS).ok, text
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        ("![bucket [1]](figures/a.png)", 1),
+        (r"![see \[2\]](a.png)", 1),
+        (r"![see \] there](a.png)", 1),
+        ("![a [b](c) d](a.png)", 1),
+        ("![a]( figures/a.png )", 1),
+        (r"a \` tick ![a](a.png) and \` tick", 1),
+        ("``a ` b`` ![a](a.png) `x`", 1),
+        ("one ` tick\n\n![a](a.png)\n\nand ` another", 1),
+        (r"![a](a.png) \\![b](b.png)", 2),
+        ("`<!--` ![a](a.png) `-->`", 1),
+        ("<!-- ` --> ![a](a.png) `", 1),
+        ('![a](a.png "title") ![b](<my image.png> "t")', 2),
+        ("[![a](a.png)](https://example.org)", 1),
+        ("![two\nlines](a.png)", 1),
+        ("![`code`](a.png)", 1),
+        ("<!-- ![a](a.png) -->", 0),
+        ("a <!-- ![a](a.png)\n![b](b.png) --> b", 0),
+        ("<!--\n![a](a.png)\n\n![b](b.png)\n-->", 0),
+        (r"\![a](a.png)", 0),
+        ("`` ![a](a.png) ` ![b](b.png) ``", 0),
+        ("- ```\n  ![a](a.png)\n  ```", 0),
+        ("![a]() ![b]( ) ![c](c", 0),
+    ],
+)
+def test_what_counts_as_an_image(fill: Callable[..., str], text: str, images: int) -> None:
+    assert judge(fill({14: f"{text}\n\n" + "word " * 200}), LIMITS).questions[13].images == images
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "![[[[", "`", "a`", "` `` ", "![a](", "![a", "![[a] ", "![a](a.png", "<!-- ", "<!-- a\n", "\\", "> ", "- ",
+        pytest.param(" ".join("`" * n for n in range(1400)), id="code spans, none of them closed"),
+    ],
+)  # fmt: skip
+def test_a_line_of_a_megabyte_is_read_at_once(fill: Callable[..., str], part: str) -> None:
+    judge(fill({14: part * (1_000_000 // len(part))}), LIMITS)  # hours where a pattern goes back over what it read
 
 
 @pytest.mark.parametrize("text", ["", "no form at all", "# Question\n", "```\n", BLANK * 2])
@@ -162,8 +238,11 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(EvidenceError, match=r"a.md: is no UTF-8 text; save it as UTF-8"):
         read(tmp_path / "a.md")
-    with pytest.raises(EvidenceError, match=r"b.md: no such file"):
-        read(tmp_path / "b.md")
+    for name in ("b.md", "a.md/b.md", "."):
+        with pytest.raises(EvidenceError, match=r"no such file; name a filled form"):
+            read(tmp_path / name)
+    with pytest.raises(EvidenceError, match=r"b.md: cannot be read \(File name too long\)"):
+        read(tmp_path / ("b" * 300 + "b.md"))
 
 
 def test_our_own_answers_keep_to_the_form() -> None:

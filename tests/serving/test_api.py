@@ -5,13 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
-import os
 import re
-import signal
-import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -23,7 +18,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -210,6 +204,22 @@ def test_a_form_is_split_as_it_was_put_together():
         split(body, b"a", 1)
 
 
+def test_long_heads_are_refused_before_they_are_parsed(serve):
+    said = b'--a\r\nContent-Disposition: form-data; name="image"; filename="x"%s\r\n\r\nx\r\n--a--'
+    assert split(said % (b";" * 4_000), b"a", 1)[0].name == "x"
+    with pytest.raises(Refusal, match="over 4,096 bytes") as caught:
+        split(said % (b";" * 4_100), b"a", 1)
+    assert caught.value.status == 400
+    headers = {"content-type": "multipart/form-data; boundary=a" + ";" * 4_100}
+    told = serve().post("/predict", content=said % b"", headers=headers)
+    assert told.status_code == 400 and "over 4,096 bytes" in told.json()["error"]
+
+
+def test_a_name_cannot_steer_a_terminal():
+    body = '--a\r\nContent-Disposition: form-data; name="image"; filename="é a\n\x1b[31m\u202e.png"\r\n\r\nx\r\n--a--'
+    assert split(body.encode(), b"a", 1)[0].name == "é a\ufffd\ufffd[31m\ufffd.png"
+
+
 def test_ten_thousand_files_are_too_many(serve):
     part = b'--a\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\nx\r\n'
     headers = {"content-type": "multipart/form-data; boundary=a"}
@@ -278,22 +288,47 @@ def test_a_full_queue_says_when_to_come_back(serve, make_service, patches):
     assert counted(client)["pcam_queue_full_total"] == 1
 
 
+def test_bytes_that_wait_are_bounded(make_service, patches):
+    data = encoded(patches[0])
+    work, gate = make_service(flight=2 * len(data)), threading.Event()
+    answer = work._batcher._answer
+
+    def wait(jobs: Any) -> Any:
+        assert gate.wait(2)
+        return answer(jobs)
+
+    work._batcher._answer = wait
+
+    async def go() -> list[Any]:
+        waiting = [asyncio.create_task(work.predict([Upload(name, data)])) for name in "abc"]
+        with pytest.raises(Refusal, match="more images wait") as caught:
+            await waiting.pop()
+        assert caught.value.status == 503 and caught.value.headers["Retry-After"] == "1"
+        gate.set()
+        found = [await one for one in waiting]
+        return [*found, await work.predict([Upload("d", data)])]  # there is room again
+
+    assert [one.error for (one,) in asyncio.run(go())] == [None] * 3
+    assert work.telemetry.full._value.get() == 1
+
+
 def test_what_was_refused_is_let_go_at_once(make_service, patches):
     class Name(str):
         """One that can be watched."""
 
-    names = [Name("bad.png"), Name("good.png")]
+    names = [Name("bad.png"), Name("cut.png"), Name("good.png")]
     watched = [weakref.ref(name) for name in names]
-    uploads = [Upload(name, data) for name, data in zip(names, (b"no image", encoded(patches[0])), strict=True)]
+    whole = encoded(patches[0])
+    uploads = [Upload(*pair) for pair in zip(names, (b"no image", whole[:-300], whole), strict=True)]
     gc.disable()
     try:
         outcomes = asyncio.run(make_service().predict(uploads))
-        assert [outcome.error is None for outcome in outcomes] == [False, True]
+        assert [outcome.error is None for outcome in outcomes] == [False, False, True]
         del uploads, names, outcomes
         until = time.monotonic() + 10  # the worker may still be on its way out
         while any(name() for name in watched) and time.monotonic() < until:
             time.sleep(0.01)
-        assert [name() for name in watched] == [None, None], "held until somebody collects the cycle"
+        assert [name() for name in watched] == [None] * 3, "held until somebody collects the cycle"
     finally:
         gc.enable()
 
@@ -482,98 +517,3 @@ def test_a_worker_that_died_is_told(serve, make_service):
     assert client.get("/health").json()["status"] == "ok"
     client.app.user_middleware[0].kwargs["service"]._batcher.close()
     assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (503, "down")
-
-
-# A real server: slow clients, clients that leave, and leaving
-
-
-@pytest.fixture
-def listening(make_service: Callable[..., Service]) -> Iterator[tuple[int, Service]]:
-    """A server in a thread, half a second of patience: its port and service."""
-    work = make_service(seconds=0.5)
-    server.Patient.seconds = 0.5
-    config = uvicorn.Config(api.build(work), port=0, http=server.Patient, ws="none", log_level="error")
-    one = uvicorn.Server(config)
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=one.run, args=([bound],))
-        thread.start()
-        while not one.started:
-            time.sleep(0.01)
-        yield bound.getsockname()[1], work
-        one.should_exit = True
-        thread.join()
-
-
-HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=a\r\n"
-
-
-def until_closed(client: socket.socket) -> bytes:
-    found = b""
-    while part := client.recv(4096):
-        found += part
-    return found
-
-
-def test_a_slow_body_is_given_up_with_a_408(listening):
-    with socket.create_connection(("127.0.0.1", listening[0]), 10) as client:
-        client.sendall(HEAD + b"Content-Length: 1000\r\n\r\n--a")
-        said = until_closed(client)
-    assert said.startswith(b"HTTP/1.1 408") and b"the body took over 0.5 s" in said
-
-
-def test_slow_headers_are_given_up(listening):
-    with socket.create_connection(("127.0.0.1", listening[0]), 10) as client:
-        client.sendall(HEAD)
-        assert until_closed(client) == b""
-
-
-def test_clients_that_leave_harm_nobody(listening, patches):
-    port, work = listening
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", port), 10) as client:
-            client.sendall(HEAD + b"Content-Length: 1000\r\n\r\n--a")
-    said = httpx2.post(f"http://127.0.0.1:{port}/predict", files=files(encoded(patches[0])), timeout=20)
-    assert said.status_code == 200
-    given_up, left = time.monotonic() + 10, work.telemetry.requests.labels("/predict", "499")
-    while left._value.get() < 20 and time.monotonic() < given_up:
-        time.sleep(0.01)
-    assert left._value.get() == 20
-
-
-@pytest.mark.slow  # a process of its own
-def test_told_to_stop_it_answers_what_waits_and_leaves_with_0(checkpoint, patches, tmp_path):
-    code = (
-        "import gc, sys, time; from pathlib import Path; from pcamlib.serving import server, service\n"
-        "from pcamlib.serving.upload import Limits\n"
-        "def engine(predictor, threads):\n"
-        "    def slow(images): time.sleep(1); return predictor.probability(images)\n"
-        "    return slow\n"
-        "service.engine = engine\n"
-        "work = server.load(Path(sys.argv[1]), Limits(batch=1), collect=Path(sys.argv[2]))\n"
-        "server.run(work, '127.0.0.1', 0, None); print('left', gc.get_freeze_count() > 10**5)"
-    )
-    command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "seen")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout
-    address = process.stdout.readline().split(" ")[0]
-    found: list[httpx2.Response] = []
-    one = files(encoded(patches[0]))
-
-    def ask() -> None:
-        found.append(httpx2.post(f"{address}/predict", files=one, timeout=30))
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    while "pcam_queue_patches 2" not in httpx2.get(f"{address}/metrics").text:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join()
-    assert [answer.status_code for answer in found] == [200] * 3
-    assert process.wait(30) == 0 and process.stdout.read() == "left True\n"
-    assert len(np.load(next((tmp_path / "seen").glob("*.npz")))["probability"]) == 3
-    with pytest.raises(httpx2.ConnectError):
-        httpx2.get(f"{address}/health")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -153,6 +155,40 @@ def test_a_flipped_byte_in_the_checksums_is_named_with_and_without_the_seal(stic
         assert verify.wrong_files(stick), place
         assert verify.wrong_files(stick, seal)[0].startswith(f"changed: {verify.SUMS} (its SHA-256 is ")
         flip(sums, place)
+
+
+def test_line_ends_of_the_checksums_are_bytes_like_others(stick):
+    sums = stick / verify.SUMS
+    whole = sums.read_bytes()
+    for place in [place for place, byte in enumerate(whole) if byte == ord("\n")]:
+        sums.write_bytes(whole[:place] + b"\r" + whole[place + 1 :])
+        assert verify.wrong_files(stick), place
+    for change in (whole.replace(b"\n", b"\r\n"), whole.replace(b"\n", b"\r"), whole[:-1], whole + b"more"):
+        sums.write_bytes(change)
+        assert verify.wrong_files(stick)[0].startswith(f"changed: {verify.SUMS}")
+    sums.write_bytes(whole * 2)
+    number, first = whole.count(b"\n"), whole.split(b"\n")[0].decode()[66:]
+    found = verify.wrong_files(stick)
+    assert found[0] == f"changed: {verify.SUMS}, line {number + 1} tells {first} again" and len(found) == number
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_checked(stick, monkeypatch):
+    flip(stick / "verify.py", 0)
+
+    def broken(name: str) -> list[str]:
+        def read(path: Any, *arguments: Any, **more: Any) -> Any:
+            if Path(path) == stick / name:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return opened(path, *arguments, **more)
+
+        with monkeypatch.context() as patch:
+            opened = io.open
+            patch.setattr(io, "open", read)  # Path.read_bytes
+            patch.setattr(builtins, "open", read)
+            return verify.wrong_files(stick, "0" * 64)[name != verify.SUMS :]
+
+    assert broken("model/best.safetensors") == ["unreadable: model/best.safetensors", "changed: verify.py"]
+    assert broken(verify.SUMS) == [f"unreadable: {verify.SUMS}"]
 
 
 def test_a_file_changed_together_with_its_checksum_is_found_by_the_seal(stick):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_measurements_and_answers_come_back_without_pixels(tmp_path):
     assert first["values"].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] and len(second["values"]) == 2
     assert first["probability"].tolist() == [0.25, 0.75] * 2 and (np.diff(first["time"]) >= 0).all()
     assert (tmp_path / "seen").stat().st_mode & 0o077 == 0
+
+
+def test_files_are_the_owners_alone_in_a_folder_that_was_open_to_all(tmp_path):
+    tmp_path.chmod(0o755)
+    collector, mask = Collector(NAMES, tmp_path), os.umask(0o022)
+    try:
+        fill(collector, 1)
+        collector.close()
+    finally:
+        os.umask(mask)
+    (path,) = tmp_path.glob("*.npz")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_pixels_are_kept_when_asked(tmp_path):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def with_alpha(level: int) -> Image.Image:
     return image
 
 
-def png(width: int, height: int, depth: int, colour: int, raw: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+
+def png(width: int, height: int, depth: int, colour: int, raw: bytes) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
@@ -132,6 +134,62 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     last = data.rindex(b"\xff\xda")
     with pytest.raises(ImageError, match="over 200 scans"):
         decode(data[:last] + data[last:-2] * 1000 + data[-2:], "a.jpg")
+
+
+@pytest.mark.parametrize("side", [256, 1024, 8192])
+def test_a_tile_far_larger_than_the_picture_is_refused(side: int) -> None:
+    data = in_tiles(PIXELS, 256, compression="tiff_lzw")
+    for tag in (322, 323):  # the only tile is claimed to be larger; libtiff takes memory for all of it
+        data = data.replace(struct.pack("<HHII", tag, 4, 1, 256), struct.pack("<HHII", tag, 4, 1, side))
+    with pytest.raises(ImageError) if side > 256 else nullcontext() as caught:
+        assert (decode(data, "a.tif", 1 << 16) == PIXELS).all()
+    if caught:
+        assert caught.value.status == (413 if side == 8192 else 422)  # 1024 is let through, and broken here
+
+
+def extended(*chunks: bytes) -> bytes:
+    """A good PNG with more chunks before its pixels."""
+    data = stored(PIXELS, "PNG")
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def directory(order: str, big: bool, count: int) -> bytes:
+    """A TIFF of nothing but `count` entries of no known type."""
+    magic = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
+    head = struct.pack(order + "HHQQ", 8, 0, 16, count) if big else struct.pack(order + "IH", 8, count)
+    entry = order + ("HHQ8s" if big else "HHI4s")
+    return magic + head + b"".join(struct.pack(entry, tag, 99, 1, b"") for tag in range(400, 400 + count)) + bytes(8)
+
+
+MEBIBYTE = b"k\0\0" + zlib.compress(bytes(1 << 20))
+LABOUR = {
+    "texts": extended(*[chunk(b"zTXt", MEBIBYTE)] * 9),
+    "broken texts": extended(*[chunk(b"zTXt", MEBIBYTE[:-1])] * 9),  # which Pillow does not count
+    "profiles": extended(*[chunk(b"iCCP", MEBIBYTE)] * 9),
+    "chunks": extended(*[chunk(b"abCd", b"")] * 99),
+    "tiles that only libtiff sees": directory("<", True, 512).replace(  # type 17: 64 bits with a sign
+        struct.pack("<HHQ", 400, 99, 1), struct.pack("<HHQ", 322, 17, 1)
+    ),
+    "mistaken BigTIFF": b"MM\0+\0\x08\0\0".ljust(1 << 19, b"\0") + directory(">", False, 513)[8:],
+    "pixels of no bytes": extended(*[chunk(b"IDAT", b"")] * 999),
+}
+LABOUR |= {f"TIFF {order}{big}": directory(order, big, 513) for order in "<>" for big in (False, True)}
+
+
+@pytest.mark.parametrize("what", LABOUR)
+def test_a_head_that_is_labour_is_refused_before_it_is_read(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", lambda *arguments, **options: pytest.fail("read"))
+    with pytest.raises(ImageError, match=f"^{what}: .*more than a picture needs; ") as caught:
+        decode(LABOUR[what], what)
+    assert caught.value.status == 413
+
+
+def test_a_head_with_a_profile_and_notes_is_none() -> None:
+    notes = extended(chunk(b"iCCP", MEBIBYTE), *[chunk(b"zTXt", MEBIBYTE)] * 3, *[chunk(b"tEXt", b"k\0v")] * 20)
+    assert (decode(notes, "a") == PIXELS).all()
+    with pytest.raises(ImageError) as caught:
+        decode(directory("<", False, 512), "a")
+    assert caught.value.status == 422  # read, and nothing in it
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])

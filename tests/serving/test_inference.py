@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from pcamlib import cli
 from pcamlib.data.layout import split_path
+from pcamlib.errors import ConfigError
 
 FACE = Path(__file__).resolve().parents[2] / "inference.py"
 
@@ -40,3 +44,22 @@ def test_what_cannot_be_answered_is_one_line_and_exit_code_2(checkpoint: Path, t
     (tmp_path / "a.gif").write_bytes(b"GIF89a and so on")
     code, _, said = call("--checkpoint", checkpoint, tmp_path / "a.gif")
     assert code == 2 and said.splitlines()[-1].startswith(f"pcam: {tmp_path / 'a.gif'}: no PNG, JPEG or TIFF")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--step", "32"], "--step 32: nothing is tiled; give --tile or --heat too"),
+        (["--centre-crop", "--step", "32"], "--step 32: nothing is tiled"),
+        (["--centre-crop", "--tile"], "--centre-crop: all of a picture is tiled; leave it out, or --tile and --heat"),
+        (["--centre-crop", "--heat", "a.png"], "--centre-crop: all of a picture is tiled"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_an_error(tmp_path: Path, options: list[str], what: str) -> None:
+    code, _, said = call("--checkpoint", tmp_path / "none", tmp_path, *options)
+    assert code == 2 and said.splitlines()[-1].startswith(f"pcam: {what}")
+
+
+def test_serve_keeps_no_pixels_without_a_folder(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["serve", "--checkpoint", str(tmp_path / "none"), "--collect-pixels"])
+    assert isinstance(done.exception, ConfigError) and "give --collect FOLDER too" in str(done.exception)

@@ -229,6 +229,71 @@ def test_one_bad_file_among_many_is_named_and_the_rest_answered(
     assert line.startswith(f"{folder / '0040.png'}: broken PNG") and f"not answered: {line}" in result.text()
 
 
+def test_a_name_that_is_not_utf8_is_written_and_printed(
+    predictor: Predictor, valid: Patches, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "many", valid.images[:2])
+    for name in (b"M\xe4rz.png", b"Broken\xff.png"):
+        shutil.copy(folder / "0001.png", path := folder / os.fsdecode(name))
+    path.write_bytes(b"")
+    result = run(predictor, [folder], out=tmp_path / "a.csv")
+    expected = [str(folder / name) for name in ("0000.png", "0001.png", r"M\xe4rz.png")]
+    assert [row["file"] for row in rows(tmp_path / "a.csv")] == expected and r"Broken\xff.png: empty" in result.text()
+    run(predictor, [folder])
+    assert expected[2] in capfd.readouterr().out
+    result.text().encode()
+
+
+def test_what_nobody_foresaw_in_one_file_is_named_and_the_rest_answered(
+    predictor: Predictor, valid: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, decode = pictures(tmp_path / "many", valid.images[:4]), images.decode
+
+    def odd(data: bytes, name: str) -> np.ndarray:
+        if name.endswith(("1.png", "2.png")):
+            raise MemoryError if name.endswith("1.png") else RuntimeError("of two\nlines")
+        return decode(data, name)
+
+    monkeypatch.setattr(images, "decode", odd)
+    result = run(predictor, [folder], out=tmp_path / "a.csv")
+    assert result.patches == 2 and result.refused == [
+        f"{folder / '0001.png'}: cannot be read (MemoryError); look at it, or save or copy it again",
+        f"{folder / '0002.png'}: cannot be read (RuntimeError: of two lines); look at it, or save or copy it again",
+    ]
+
+
+def test_a_flat_region_above_the_limit_is_refused_by_name(
+    predictor: Predictor, valid: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "many", valid.images[:1])
+    Image.fromarray(np.zeros((70, 500, 3), np.uint8)).save(folder / "flat.tif")
+    monkeypatch.setattr(images, "MOST_PIXELS", 70 * 500 - 1)
+    result = run(predictor, [folder], out=tmp_path / "a.csv", how="tile")
+    assert result.patches == 1 and "500 x 70 pixels, less than a patch of 96 x 96" in result.refused[0]
+
+
+def test_a_link_to_nothing_shows_in_the_result(predictor: Predictor, valid: Patches, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "many", valid.images[:5])
+    (folder / "x.png").symlink_to("gone.png")
+    result = run(predictor, [folder], out=tmp_path / "a.csv")
+    assert result.patches == 5 and f"not answered: {folder / 'x.png'}: cannot be reached" in result.text()
+
+
+def test_a_file_refused_midway_says_how_many_were_answered(
+    predictor: Predictor, valid: Patches, tmp_path: Path
+) -> None:
+    x = np.concatenate([valid.images[:200], valid.images[:200]])
+    path = write(tmp_path / "a.h5", x, chunks=(300, 96, 96, 3), compression="gzip")
+    with h5py.File(path) as file:
+        second = file["x"].id.get_chunk_info(1).byte_offset
+    with open(path, "r+b") as handle:
+        handle.seek(second)
+        handle.write(b"\xff" * 1000)
+    result = run(predictor, [path], out=tmp_path / "a.csv")
+    assert result.patches == len(rows(tmp_path / "a.csv")) == 300
+    assert result.text().endswith("; its first 300 patches are answered") and "rows from 300" in result.text()
+
+
 def test_a_file_given_twice_is_answered_once(
     predictor: Predictor, valid: Patches, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,7 +324,7 @@ def test_a_folder_in_the_official_layout_is_read_with_its_labels(
     folder.mkdir()
     for part in "xy":
         shutil.copy(split_path(synthetic_dir, "test", part), folder)
-    found = inputs.find([folder], print)
+    found = inputs.find([folder], print, [])
     assert [path.name for path in found] == [split_path(folder, "test", "x").name]
     assert next(inputs.pieces(found[0])).labels is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,15 @@ def edit(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     stored = yaml.safe_load(path.read_text())
     change(stored["models"][0])
     path.write_text(yaml.safe_dump(stored))
+
+
+def rewrite(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what the checkpoint says of itself, and enter it anew: index and checkpoint then say the same."""
+    tensors, meta = checkpoints.load(root / "models/small.safetensors")
+    change(meta)
+    checkpoints.save(root / "changed.safetensors", tensors, meta)
+    (root / "models/index.yaml").unlink()
+    registry.register(root / "changed.safetensors", "small", root)
 
 
 def failed(root: Path, data: Path) -> dict[str, str]:
@@ -93,7 +103,8 @@ def test_what_cannot_be_registered_leaves_nothing(
 def test_another_file_under_the_name(root: Path, synthetic_dir: Path, tmp_path: Path) -> None:
     tensors, meta = checkpoints.load(root / "models/small.safetensors")
     checkpoints.save(root / "models/small.safetensors", tensors, {**meta, "note": "retrained"})
-    assert set(failed(root, synthetic_dir)) == {"file"}
+    found = failed(root, synthetic_dir)
+    assert set(found) == {"file", "index"} and found["index"].startswith("bytes ")
     edit(root, lambda entry: entry.update(sha256="0" * 64))
     assert failed(root, synthetic_dir)["file"].endswith("000000000000 in the index")
 
@@ -114,24 +125,40 @@ def test_a_model_that_is_not_there_and_one_that_is_not_entered(root: Path, synth
     assert rows[0].reason == "models/small.safetensors is missing"
 
 
-def test_a_wrong_metric_in_the_index(root: Path, synthetic_dir: Path) -> None:
-    edit(root, lambda entry: entry["metric"].update(value=0.999))
-    assert "0.9990 in the index" in failed(root, synthetic_dir)["score"]
+@pytest.mark.parametrize(
+    ("field", "lie"),
+    [
+        ("synthetic", False), ("commit", "0" * 40), ("bytes", 1), ("model.width", 16), ("data.train", "e" * 64),
+        ("decision.threshold", 0.01), ("metric.interval", [0.999, 1.0]), ("metric.best_of", 1), ("metric.n", 12),
+        ("metric.name", "accuray"), ("metric.value", 0.999), ("metric.fingerprint", "e" * 64), ("metric.split", "test"),
+    ],
+)  # fmt: skip
+def test_an_index_that_says_otherwise_than_the_checkpoint(
+    root: Path, synthetic_dir: Path, field: str, lie: Any
+) -> None:
+    *above, last = field.split(".")
+    edit(root, lambda entry: (entry[above[0]] if above else entry).update({last: lie}))
+    found = failed(root, synthetic_dir)
+    assert set(found) == {"index"} and found["index"].startswith(f"{field} {lie} in the index, ")
+    assert re.search(r", [^ ].* in the checkpoint$", found["index"]) and "None" not in found["index"]
+
+
+def test_a_checkpoint_of_an_unfinished_run_under_the_name(root: Path, synthetic_dir: Path) -> None:
+    tensors, meta = checkpoints.load(root / "models/small.safetensors")
+    del meta["recorded"]
+    checkpoints.save(root / "models/small.safetensors", tensors, meta)
+    assert failed(root, synthetic_dir)["loads"].startswith("carries no recorded score: its run did not finish")
 
 
 def test_a_wrong_metric_in_index_and_checkpoint_alike(root: Path, synthetic_dir: Path) -> None:
-    path = root / "models/small.safetensors"
-    tensors, meta = checkpoints.load(path)
-    meta["recorded"]["metrics"]["auc"]["value"] -= 0.003  # three times the tolerance
-    checkpoints.save(path, tensors, meta)
-    told = meta["recorded"]["metrics"]["auc"]["value"]
-    edit(root, lambda entry: (entry.update(sha256=sha256_file(path)), entry["metric"].update(value=told)))
+    told = registry.entries(root)[0].metric.value - 0.003  # three times the tolerance
+    rewrite(root, lambda meta: meta["recorded"]["metrics"]["auc"].update(value=told))
     found = failed(root, synthetic_dir)
     assert set(found) == {"score"} and f"recorded {told:.4f}" in found["score"]
 
 
 def test_without_the_data_nothing_is_called_reproduced(root: Path, course_dir: Path, tmp_path: Path) -> None:
-    edit(root, lambda entry: entry["metric"].update(fingerprint="e" * 64))
+    rewrite(root, lambda meta: meta["recorded"].update(fingerprint="e" * 64))
     assert "not reproduced here: data absent (recorded on eeeeeeeeeeee" in failed(root, course_dir)["score"]
     assert "data absent" in failed(root, tmp_path)["score"]
 

@@ -34,7 +34,8 @@ with open(given.out, "w") as out:
 
 
 def git(root: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-C", root, *arguments], check=True, capture_output=True)
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@git.example", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", root, *who, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "inference.py").write_text(INFERENCE)
     registry.register(checkpoint, "small", root)
     git(root, "init", "-q")
-    git(root, "add", "models")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
     return root
 
 
@@ -109,13 +111,39 @@ def test_group_and_members(root: Path, openly: Callable[..., dict[int, str]]) ->
     assert {1, 6} == set(openly(1, 6)) and "did you mean 'number'" in openly(1)[1]
 
 
-def test_a_checkpoint_that_is_wrong_or_not_committed(root: Path, openly: Callable[..., dict[int, str]]) -> None:
-    git(root, "rm", "-q", "--cached", "models/small.safetensors")
-    assert openly(2) == {2: "models/small.safetensors is not committed"}
-    git(root, "add", "models")
+def test_a_checkpoint_that_is_wrong(root: Path, openly: Callable[..., dict[int, str]]) -> None:
     index = root / "models/index.yaml"
     index.write_text(re.sub("value: .*", "value: 0.999", index.read_text(), count=1))
-    assert "small, score: auc 0.9990 in the index" in openly(2)[2]
+    assert openly(2)[2].startswith("small, index: metric.value 0.999 in the index, ")
+    assert openly(2)[2].endswith("; not committed as it is now: models/index.yaml")
+
+
+def test_without_a_repository_nothing_was_pushed(root: Path, openly: Callable[..., dict[int, str]]) -> None:
+    (root / "journal/group.yaml").write_text(GROUP.replace("https://git.example/g/r", '""'))
+    assert openly(2) == {2: "repository is empty in journal/group.yaml, so nobody can tell where to it was pushed"}
+
+
+def test_what_is_added_but_not_committed(root: Path, openly: Callable[..., dict[int, str]]) -> None:
+    shutil.rmtree(root / ".git")
+    for step in (["init", "-q"], ["add", "."]):
+        git(root, *step)
+        found, lacks = openly(2, 3, 4), "not committed as it is now: "
+        assert found[2] == f"{lacks}models/index.yaml, models/small.safetensors" and found[3] == f"{lacks}inference.py"
+        assert found[4].startswith(f"{lacks}slurm/benchmark.sbatch, ") and "slurm/common.sh, slurm/sites/" in found[4]
+    git(root, "commit", "-qm", "all")
+    assert not openly(2, 3, 4)
+
+
+def test_what_was_changed_since_the_commit(root: Path, openly: Callable[..., dict[int, str]]) -> None:
+    (root / "JOURNAL.md").write_text("changed, as when the journal is being written\n")
+    (root / "inference.pyc").touch()
+    assert not openly(2, 3, 4), "local changes elsewhere leave a box as it is"
+    for file in ("inference.py", "slurm/common.sh"):
+        with open(root / file, "a") as script:
+            script.write("# changed\n")
+    git(root, "add", ".")
+    lacks = "not committed as it is now: "
+    assert openly(2, 3, 4) == {3: f"{lacks}inference.py", 4: f"{lacks}slurm/common.sh"}
 
 
 @pytest.mark.parametrize(

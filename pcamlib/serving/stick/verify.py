@@ -43,17 +43,24 @@ def present(root: Path) -> Iterator[str]:
 
 
 def wrong_files(root: Path, seal: str | None = None) -> list[str]:
-    """One line for each file that is changed, missing or extra."""
-    if not (root / SUMS).is_file():
-        return [f"missing: {SUMS}"]
+    """One line for each file that is changed, missing, extra or unreadable."""
+    try:
+        sums = (root / SUMS).read_bytes()  # as text, a line end changed to \r would be read as the \n it was
+    except OSError as error:
+        return [f"{'missing' if isinstance(error, FileNotFoundError) else 'unreadable'}: {SUMS}"]
     found, told = [], {}
-    if seal and sha256(root / SUMS) != seal.strip().lower():
-        found.append(f"changed: {SUMS} (its SHA-256 is {sha256(root / SUMS)}, the seal {seal})")
-    for number, line in enumerate((root / SUMS).read_text("utf-8", "replace").split("\n")[:-1], 1):
-        if parts := re.fullmatch("([0-9a-f]{64})  (.+)", line):
-            told[parts[2]] = parts[1]
+    if seal and (here := hashlib.sha256(sums).hexdigest()) != seal.strip().lower():
+        found.append(f"changed: {SUMS} (its SHA-256 is {here}, the seal {seal})")
+    *lines, rest = sums.decode("utf-8", "replace").split("\n")
+    if rest:
+        found.append(f"changed: {SUMS} ends within a line")
+    for number, line in enumerate(lines, 1):
+        parts = re.fullmatch("([0-9a-f]{64})  ([^\r]+)", line)
+        if not parts or parts[2] in told:
+            what = f"tells {parts[2]} again" if parts else "is no checksum"
+            found.append(f"changed: {SUMS}, line {number} {what}")
         else:
-            found.append(f"changed: {SUMS}, line {number} is no checksum")
+            told[parts[2]] = parts[1]
     there = set(present(root))
     for name in sorted(told.keys() | there):
         path = root / name
@@ -62,8 +69,12 @@ def wrong_files(root: Path, seal: str | None = None) -> list[str]:
         elif name not in told:
             cache = "; Python writes it unless started with -B: delete it" if "__pycache__" in name else ""
             found.append(f"extra: {name}{cache}")
-        elif path.is_symlink() or sha256(path) != told[name]:
-            found.append(f"changed: {name}")
+        else:
+            try:
+                if path.is_symlink() or sha256(path) != told[name]:
+                    found.append(f"changed: {name}")
+            except OSError:  # EIO, the likeliest fault of a stick
+                found.append(f"unreadable: {name}")
     return found
 
 
