@@ -100,7 +100,8 @@ def test_the_complete_journal(complete: Path) -> None:
     assert "| split | patches | positive | negative | dtype | fingerprint |" in text
     assert "![The balance of the data.](assets/data.balance.png)" in text
     assert re.search(
-        r"evidence: `data.mlp.auc`, `data.mlp.epochs` · notebook \[00_data\]\(.*?\) · runs mlp-0 · (commit|no com)",
+        r"evidence: `data.mlp.auc`, `data.mlp.epochs` · notebook \[00_data\]\(.*?\)"
+        r" · \*\*synthetic patches\*\* · runs mlp-0 · (commit|no com)",
         text,
     )
     first = next(
