@@ -17,7 +17,7 @@ def head(made: Sequence[Record]) -> str:
         lines.append(f"**SYNTHETIC DATA{scope}.** Generated patches, not tissue: no score here speaks of patients.")
     data = {f"{split} `{mark[:12]}`": None for origin in origins for split, mark in origin["data"].items()}
     machines = [
-        f"{o['machine']['device_name']}, threads: {show(o['machine']['threads'])}, torch {o['torch']}" for o in origins
+        f"{o['machine']['device_name']}, {show(o['machine']['threads'])} threads, torch {o['torch']}" for o in origins
     ]
     jobs = dict.fromkeys(record.job for record in made if record.job)
     last = max(record.executed for record in made)
